@@ -1,0 +1,207 @@
+"""Settings of the networks: how they are loaded, sampled from and updated."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from agent_r1.config.section import Names, PositiveShare, Section, Share
+
+AggregationMode = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
+]
+"""How a per-token loss becomes one number; divisors are always those of the whole batch."""
+
+_KL_NAMES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "kl+": "k1+", "low_var_kl+": "k3+"}
+
+KLKind = Annotated[
+    Literal["k1", "k2", "k3", "k1+", "k3+"],
+    BeforeValidator(lambda v: _KL_NAMES.get(v, v) if isinstance(v, str) else v),
+]
+"""A KL estimator. ``kl``, ``mse`` and ``low_var_kl`` are accepted for k1, k2 and k3; a ``+``
+keeps the value of the estimator and takes the gradient of k2 (straight-through)."""
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class OptimConfig(Section):
+    """An optimizer and its learning-rate schedule. A step is one optimizer step."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """``muon`` orthogonalises the updates of weight matrices and uses AdamW for the rest."""
+    lr: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.01
+    """Decoupled weight decay; not applied to biases and norms."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up."""
+    lr_warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up from 0. Takes precedence over the ratio when above 0."""
+    lr_warmup_steps_ratio: Share = 0.0
+    """Warm-up as a share of all optimizer steps."""
+    min_lr_ratio: Share = 0.0
+    """Where ``linear`` and ``cosine`` end, as a share of ``lr``."""
+
+
+class ModelConfig(Section):
+    """The policy's network and tokenizer."""
+
+    path: str = ""
+    """Folder with a Hugging Face model and its tokenizer, or a name of the hub."""
+    dtype: DType = "auto"
+    """Data type of the weights. ``auto``: bfloat16 on a GPU, float32 on CPU."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model folder. It is not sandboxed."""
+    enable_gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the chat template, for example ``{enable_thinking: false}``."""
+
+
+class PolicyLossConfig(Section):
+    """Which surrogate the policy descends on."""
+
+    loss_mode: str = "vanilla"
+    """``vanilla`` (PPO clip with dual clip), ``gspo``, ``cispo``, or a registered name or path."""
+
+
+class ActorConfig(Section):
+    """The policy update."""
+
+    optim: OptimConfig = OptimConfig()
+    ppo_mini_batch_size: PositiveInt = 64
+    """Prompts per optimizer step; all samples of a prompt's group go with it."""
+    ppo_epochs: PositiveInt = 1
+    """Passes over the trajectories of a step."""
+    ppo_max_token_len_per_gpu: PositiveInt = 16384
+    """Tokens of one forward and backward pass. Changes memory and speed, never the gradient."""
+    shuffle: bool = True
+    """Shuffle prompts before cutting mini-batches."""
+    clip_ratio: NonNegativeFloat = 0.2
+    """PPO's epsilon, on both sides unless the next two say otherwise."""
+    clip_ratio_low: NonNegativeFloat | None = None
+    """Lower epsilon: ratios below 1 - this are clipped. null: ``clip_ratio``."""
+    clip_ratio_high: NonNegativeFloat | None = None
+    """Upper epsilon; 0.28 is DAPO's clip-higher. null: ``clip_ratio``."""
+    clip_ratio_c: Annotated[float, Field(gt=1)] = 3.0
+    """Dual clip: bound of the loss for negative advantages, as a multiple (ReTool uses 10)."""
+    policy_loss: PolicyLossConfig = PolicyLossConfig()
+    loss_agg_mode: AggregationMode = "token-mean"
+    """How token losses are averaged. ``seq-mean-token-sum-norm`` divides by a constant."""
+    loss_scale_factor: PositiveInt | None = None
+    """Constant of ``seq-mean-token-sum-norm``, in tokens. null: ``data.max_response_length``."""
+    entropy_coeff: NonNegativeFloat = 0.0
+    """Weight of the entropy bonus."""
+    use_kl_loss: bool = False
+    """Add a KL term towards the reference policy to the loss."""
+    kl_loss_coef: NonNegativeFloat = 0.001
+    """Weight of that term."""
+    kl_loss_type: KLKind = "k3"
+    """Estimator of that term: k1, k2, k3, or straight-through k1+ and k3+."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+    autocast: Literal["off", "bfloat16", "float16"] = "off"
+    """Compute the forward pass in this type while the weights keep theirs."""
+
+
+class RefConfig(Section):
+    """The frozen policy that KL terms are measured against. Loaded only when one is in use."""
+
+    path: str | None = None
+    """Model folder. null: the policy as it was before training."""
+
+
+class SamplingConfig(Section):
+    """How completions are drawn in validation."""
+
+    temperature: NonNegativeFloat = 0.0
+    """0 is greedy."""
+    top_p: PositiveShare = 1.0
+    """Nucleus sampling; 1 is off."""
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    """Keep the k likeliest tokens; 0 or -1 is off."""
+    n: PositiveInt = 1
+    """Samples per validation prompt."""
+
+
+class RolloutConfig(Section):
+    """How trajectories are sampled in training."""
+
+    name: str = "embedded"
+    """Generation engine: ``embedded``, a registered name or a dotted path."""
+    n: PositiveInt = 8
+    """Trajectories per prompt: the size of a group."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature; log-probabilities everywhere are those of the tempered distribution."""
+    top_p: PositiveShare = 1.0
+    """Nucleus sampling; 1 is off. Below 1 the sampled and the trained distribution differ."""
+    top_k: Annotated[int, Field(ge=-1)] = 0
+    """Keep the k likeliest tokens; 0 or -1 is off. Same caution as ``top_p``."""
+    stop: Names = ()
+    """Strings that end a turn, added to those that the environment declares itself."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Token ids that end a turn, besides the tokenizer's end of sequence."""
+    response_length: PositiveInt | None = None
+    """Tokens of one turn. null: whatever is left of ``data.max_response_length``."""
+    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    """Context window in tokens. null: ``max_prompt_length + max_response_length``."""
+    max_num_seqs: PositiveInt = 128
+    """Sequences that the engine decodes at once (its key-value cache slots)."""
+    max_concurrency: PositiveInt | None = None
+    """Trajectories in flight at once. null: all of a step."""
+    readmit_after: PositiveInt = 1
+    """Embedded engine: how many waiting requests make it stop decoding to take them in."""
+    deterministic: bool = True
+    """Derive every draw from seed, trajectory, turn and position, so that runs repeat exactly."""
+    trajectory_timeout_s: PositiveFloat | None = 600.0
+    """Wall-clock seconds of one trajectory, after which it counts as ``timeout``. null: none."""
+    max_failed_share: Share = 0.2
+    """Share of failed trajectories (tool or engine) in a step above which the run stops."""
+    val_kwargs: SamplingConfig = SamplingConfig()
+
+
+class CriticModelConfig(Section):
+    """The value network."""
+
+    path: str | None = None
+    """Model folder to start from. null: ``actor_rollout_ref.model.path``."""
+
+
+class CriticConfig(Section):
+    """The value function, used by the estimators that need one (``gae``, ``turn_gae``)."""
+
+    model: CriticModelConfig = CriticModelConfig()
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    ppo_mini_batch_size: PositiveInt | None = None
+    """Prompts per optimizer step. null: the actor's."""
+    ppo_epochs: PositiveInt = 1
+    """Passes over the trajectories of a step."""
+    ppo_max_token_len_per_gpu: PositiveInt | None = None
+    """Tokens of one forward and backward pass. null: the actor's."""
+    cliprange_value: PositiveFloat | None = 0.5
+    """Values move at most this far from the old ones per step. null: no clipping."""
+    loss_agg_mode: AggregationMode = "token-mean"
+    """How token losses are averaged."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+
+
+class ActorRolloutRefConfig(Section):
+    """The policy in its three roles: updated, sampled from, and frozen as a reference."""
+
+    model: ModelConfig = ModelConfig()
+    actor: ActorConfig = ActorConfig()
+    ref: RefConfig = RefConfig()
+    rollout: RolloutConfig = RolloutConfig()

@@ -1,0 +1,85 @@
+"""The whole configuration of a run, typed.
+
+One dialect: the dotted name of a setting is the same in YAML, on the command line and
+here. A component is given its own section, never the whole. Nothing heavy is imported,
+so that a mistake in a file is reported before the first second has passed.
+"""
+
+from __future__ import annotations
+
+from agent_r1.config.policy import (
+    ActorConfig,
+    ActorRolloutRefConfig,
+    AggregationMode,
+    CriticConfig,
+    CriticModelConfig,
+    DType,
+    KLKind,
+    ModelConfig,
+    OptimConfig,
+    PolicyLossConfig,
+    RefConfig,
+    RolloutConfig,
+    SamplingConfig,
+)
+from agent_r1.config.section import Section
+from agent_r1.config.task import (
+    AlgorithmConfig,
+    DataConfig,
+    FilterGroupsConfig,
+    KLControlConfig,
+    OutcomeHandling,
+    OutcomePolicyConfig,
+    OverlongBufferConfig,
+    RewardConfig,
+    RolloutCorrectionConfig,
+    SandboxConfig,
+    SandboxLimitsConfig,
+    ToolConfig,
+    TrainerConfig,
+)
+
+
+class Config(Section):
+    """Everything a training run is told. ``Config()`` holds the defaults."""
+
+    data: DataConfig = DataConfig()
+    actor_rollout_ref: ActorRolloutRefConfig = ActorRolloutRefConfig()
+    critic: CriticConfig = CriticConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    reward: RewardConfig = RewardConfig()
+    trainer: TrainerConfig = TrainerConfig()
+    tool: ToolConfig = ToolConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+
+
+__all__ = [
+    "ActorConfig",
+    "ActorRolloutRefConfig",
+    "AggregationMode",
+    "AlgorithmConfig",
+    "Config",
+    "CriticConfig",
+    "CriticModelConfig",
+    "DType",
+    "DataConfig",
+    "FilterGroupsConfig",
+    "KLControlConfig",
+    "KLKind",
+    "ModelConfig",
+    "OptimConfig",
+    "OutcomeHandling",
+    "OutcomePolicyConfig",
+    "OverlongBufferConfig",
+    "PolicyLossConfig",
+    "RefConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "RolloutCorrectionConfig",
+    "SamplingConfig",
+    "SandboxConfig",
+    "SandboxLimitsConfig",
+    "Section",
+    "ToolConfig",
+    "TrainerConfig",
+]

@@ -1,0 +1,268 @@
+"""Settings of the problem: data, credit, reward, tools, sandbox and the run itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    ByteSize,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+from agent_r1.config.policy import KLKind
+from agent_r1.config.section import Names, NoneWord, Section, Share
+
+
+class DataConfig(Section):
+    """Where tasks come from and how long they may get."""
+
+    train_files: Names = ()
+    """Parquet or JSONL files, or ``generator:NAME`` (a registered name or a dotted path)."""
+    val_files: Names = ()
+    """The same for validation. Empty: no validation."""
+    generator_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the training generator."""
+    val_generator_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the validation generator, over those of ``generator_kwargs``."""
+    prompt_key: str = "prompt"
+    """Column with the prompt: chat messages or plain text."""
+    answer_key: str = "reward_model.ground_truth"
+    """Column with the reference answer; dots descend into nested columns."""
+    train_batch_size: PositiveInt = 64
+    """Prompts per training step (trajectories are this times ``rollout.n``)."""
+    max_prompt_length: PositiveInt = 1024
+    """Longest rendered prompt, in tokens."""
+    max_response_length: PositiveInt = 4096
+    """Longest response, in tokens: everything after the prompt, model and tool text together."""
+    filter_overlong_prompts: bool = True
+    """Leave out prompts above the limit and report how many. false: such a prompt is an error."""
+    shuffle: bool = True
+    """Shuffle the training tasks anew in every epoch."""
+    seed: int | None = None
+    """Seed of the order. null: ``trainer.seed``."""
+    train_max_samples: PositiveInt | None = None
+    """Use this many training tasks only. null: all."""
+    val_max_samples: PositiveInt | None = None
+    """Use this many validation tasks only. null: all."""
+
+
+class KLControlConfig(Section):
+    """The weight of the KL penalty in the reward."""
+
+    type: Literal["fixed", "adaptive"] = "fixed"
+    """``adaptive`` moves the weight so that the KL approaches its target."""
+    kl_coef: NonNegativeFloat = 0.001
+    """The weight, or its start."""
+    target_kl: PositiveFloat = 0.1
+    """Target of the adaptive controller, in nats per token."""
+    horizon: PositiveInt = 10000
+    """How slowly the adaptive controller reacts, in trajectories."""
+
+
+class FilterGroupsConfig(Section):
+    """Dynamic sampling (DAPO): groups whose members all score the same teach nothing."""
+
+    enable: bool = False
+    """Drop such groups and sample further prompts until the batch is full."""
+    metric: str = "reward"
+    """What must vary within a group: ``reward`` or a part of the reward, such as ``accuracy``."""
+    max_num_gen_batches: PositiveInt = 10
+    """Batches of prompts to try per step before training on what there is."""
+
+
+class RolloutCorrectionConfig(Section):
+    """Importance weights for trajectories that another distribution than the trained one drew."""
+
+    rollout_is: Annotated[Literal["none", "token", "sequence"], NoneWord] = "none"
+    """Level at which the weights exp(old - rollout) are formed."""
+    mode: Literal["truncate", "mask"] = "truncate"
+    """``truncate`` caps weights at the upper threshold; ``mask`` zeroes those outside both."""
+    rollout_is_threshold: PositiveFloat = 2.0
+    """Upper threshold of the weight."""
+    rollout_is_threshold_lower: NonNegativeFloat = 0.0
+    """Lower threshold, used by ``mask``."""
+    bypass_mode: bool = False
+    """Take the engine's log-probabilities as the old policy's instead of computing them anew."""
+
+
+OutcomeHandling = Literal["count", "mask", "penalise", "bootstrap"]
+
+
+class OutcomePolicyConfig(Section):
+    """What training makes of trajectories that a limit cut short.
+
+    ``count``: scored like any other. ``mask``: in the group's baseline, but no gradient.
+    ``penalise``: ``penalty`` is added to the reward. ``bootstrap``: the critic's value
+    stands for the missing rest (``gae`` and ``turn_gae`` only). Trajectories that failed through
+    no fault of the model (``tool_error``, ``engine_error``) never enter training.
+    """
+
+    turn_limit: OutcomeHandling = "count"
+    """The environment wanted another turn than ``tool.max_turns`` allows."""
+    length: OutcomeHandling = "count"
+    """``data.max_response_length`` was used up; ``mask`` is DAPO's overlong filtering."""
+    context: OutcomeHandling = "count"
+    """The next prompt would not have fitted into ``rollout.max_model_len``."""
+    timeout: OutcomeHandling = "mask"
+    """``rollout.trajectory_timeout_s`` passed: it depends on the machine, hence not counted."""
+    penalty: float = -1.0
+    """Added to the reward of outcomes that are to be penalised."""
+
+
+class AlgorithmConfig(Section):
+    """How rewards become advantages."""
+
+    adv_estimator: str = "grpo"
+    """``gae``, ``turn_gae``, ``grpo``, ``gigpo``, ``rloo``, ``reinforce_plus_plus``,
+    ``reinforce_plus_plus_baseline``, ``remax``, a registered name or a dotted path."""
+    gamma: Share = 1.0
+    """Discount per action token (per turn for the turn-level estimators)."""
+    lam: Share = 1.0
+    """Lambda of GAE."""
+    norm_adv_by_std_in_grpo: bool = True
+    """Divide by the group's standard deviation. false is Dr. GRPO."""
+    use_kl_in_reward: bool = False
+    """Subtract the KL towards the reference policy from each token's reward."""
+    kl_penalty: KLKind = "k1"
+    """Estimator of that KL."""
+    kl_ctrl: KLControlConfig = KLControlConfig()
+    filter_groups: FilterGroupsConfig = FilterGroupsConfig()
+    process_reward_coef: NonNegativeFloat = 0.0
+    """Weight of per-turn process rewards against the outcome reward. 0: they are only logged."""
+    outcome_policy: OutcomePolicyConfig = OutcomePolicyConfig()
+    rollout_correction: RolloutCorrectionConfig = RolloutCorrectionConfig()
+
+
+class OverlongBufferConfig(Section):
+    """Soft overlong punishment (DAPO, equation 13)."""
+
+    enable: bool = False
+    """Punish responses that come near the limit."""
+    len: PositiveInt = 512
+    """Width of the zone before ``data.max_response_length``, in tokens."""
+    penalty_factor: NonNegativeFloat = 1.0
+    """Punishment at the end of the zone; it grows linearly from 0 at its beginning."""
+
+
+class RewardConfig(Section):
+    """How a finished trajectory is scored."""
+
+    name: str = "math"
+    """A registered name, ``package.module:function`` or ``file.py:function``."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the reward function besides the trajectory."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds for scoring one trajectory."""
+    overlong_buffer: OverlongBufferConfig = OverlongBufferConfig()
+
+
+class TrainerConfig(Section):
+    """The run: how long, where to, how often."""
+
+    total_epochs: PositiveInt = 1
+    """Passes over the training tasks."""
+    total_training_steps: PositiveInt | None = None
+    """Steps of the run. null: ``total_epochs`` decides; otherwise this wins."""
+    save_freq: Annotated[int, Field(ge=-1)] = -1
+    """Steps between checkpoints. -1 or 0: at the end only."""
+    test_freq: Annotated[int, Field(ge=-1)] = -1
+    """Steps between validations. -1 or 0: at the end only."""
+    val_before_train: bool = True
+    """Validate before the first step."""
+    critic_warmup: NonNegativeInt = 0
+    """Steps in which only the critic learns."""
+    logger: Names = ("console",)
+    """Any of ``console``, ``wandb``, ``tensorboard``; ``metrics.jsonl`` is always written."""
+    project_name: Annotated[str, Field(min_length=1)] = "agent_r1"
+    """Groups runs, in W&B and on disk."""
+    experiment_name: Annotated[str, Field(min_length=1)] = "default"
+    """Names this run."""
+    default_local_dir: str | None = None
+    """Run folder. null: ``runs/<project_name>/<experiment_name>``."""
+    resume_mode: Literal["auto", "disable", "resume_path"] = "auto"
+    """``auto`` continues from the newest checkpoint of the run folder, if there is one."""
+    resume_from_path: str | None = None
+    """The checkpoint to continue from when ``resume_mode`` is ``resume_path``."""
+    max_ckpt_to_keep: PositiveInt | None = None
+    """Checkpoints kept; older ones are removed. null: all."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random: weights, order, sampling, sandboxed programs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: the GPU if there is one."""
+    nnodes: PositiveInt = 1
+    """Machines."""
+    n_gpus_per_node: PositiveInt = 1
+    """GPUs per machine; without a GPU it has no effect."""
+    num_threads: PositiveInt | None = None
+    """CPU threads of torch. null: torch's own choice."""
+    log_val_generations: NonNegativeInt = 0
+    """Validation trajectories sent to the loggers each time."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run's files are."""
+        default = Path("runs") / self.project_name / self.experiment_name
+        return Path(self.default_local_dir).expanduser() if self.default_local_dir else default
+
+
+class ToolConfig(Section):
+    """The environment and the tools that the model acts in."""
+
+    env: str = "retool"
+    """Tool environment: a registered name, ``package.module:Class`` or ``file.py:Class``."""
+    env_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the environment besides ``tools`` and ``max_tool_response_length``."""
+    tools: Names = ("python",)
+    """Tools: registered names, ``package.module:Class`` or ``file.py:Class``."""
+    tool_kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Arguments of each tool, by the name under which ``tools`` lists it."""
+    max_turns: PositiveInt = 8
+    """Turns of the model in one trajectory."""
+    max_tool_response_length: PositiveInt = 2048
+    """Longest tool response, in characters; the rest is cut."""
+    timeout_s: PositiveFloat = 60.0
+    """Seconds for one environment step; afterwards the trajectory ends with ``tool_error``."""
+    max_workers: PositiveInt = 32
+    """Threads that run environment steps."""
+
+
+class SandboxLimitsConfig(Section):
+    """Bounds of one program. Sizes are bytes and may be written as ``512MiB``."""
+
+    wall_seconds: PositiveFloat = 10.0
+    """Wall-clock seconds, without queueing."""
+    cpu_seconds: PositiveFloat | None = None
+    """Processor seconds. null: as many as the wall clock allows."""
+    memory_bytes: ByteSize = ByteSize(1 << 30)
+    """Memory of all processes of the program together."""
+    output_bytes: ByteSize = ByteSize(1 << 20)
+    """Standard output and standard error, each."""
+    processes: PositiveInt = 64
+    """Processes and threads alive at once."""
+    file_bytes: ByteSize = ByteSize(64 << 20)
+    """All files of the working directory together."""
+    compile_seconds: PositiveFloat = 30.0
+    """Seconds for compiling, in compiled languages."""
+
+
+class SandboxConfig(Section):
+    """Where programs of the model run."""
+
+    executor: str = "embedded"
+    """``embedded`` (started by the trainer itself), ``http``, or a dotted path."""
+    endpoints: Names = ()
+    """Addresses of sandbox services for ``http``, as ``http://host:port``; load is balanced."""
+    token_env: str = "AGENT_R1_SANDBOX_TOKEN"
+    """Environment variable with the service's bearer token: a secret never stands in a file here."""
+    workers: PositiveInt | None = None
+    """Programs that run at once. null: one per processor."""
+    isolation: str = "full"
+    """Isolation that the host must provide. A weaker level must be named here to be accepted."""
+    session: Annotated[Literal["none", "trajectory"], NoneWord] = "none"
+    """``trajectory``: calls of one trajectory share an interpreter and so its variables."""
+    limits: SandboxLimitsConfig = SandboxLimitsConfig()
