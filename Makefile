@@ -1,0 +1,43 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+export PYTHON
+
+.PHONY: help install install-dev quickstart test test-slow lint docs lock clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(VENV)/.installed: requirements.lock pyproject.toml scripts/install.sh
+	scripts/install.sh $(VENV) requirements.lock
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.lock pyproject.toml scripts/install.sh
+	scripts/install.sh $(VENV) requirements-dev.lock
+	@touch $@ $(VENV)/.installed
+
+install: $(VENV)/.installed  ## Create .venv with everything that training needs
+install-dev: $(VENV)/.installed-dev  ## The same, with the tools that development needs
+
+quickstart: $(VENV)/.installed  ## Install, then train a tiny agent with a real tool in minutes
+	$(BIN)/agent-r1 quickstart
+
+test: $(VENV)/.installed-dev lint  ## Install, then run linters and tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev  ## Tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.installed-dev  ## Regenerate the generated pages
+	$(BIN)/python -m agent_r1.config.docs docs/configuration.md
+
+lock: $(VENV)/.installed-dev  ## Renew the locked dependencies
+	scripts/lock.sh $(BIN)
+
+clean:  ## Remove the virtual environment and caches (runs/ stays)
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

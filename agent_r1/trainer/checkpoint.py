@@ -1,0 +1,126 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a folder ``step-000020``. It is written under another name, forced to disk
+and renamed, so whatever carries its final name is complete, and being killed at any moment
+leaves the previous one as the latest. Nothing but the folder's name says which is latest.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agent_r1.errors import CheckpointError
+
+STATE_FILE = "state.pt"
+POLICY_FOLDER = "policy"
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    ``keep`` is how many to keep (``None``: all); older ones go when a newer one is whole.
+    """
+
+    def __init__(self, folder: Path, *, keep: int | None = None) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, step: int, state: dict[str, Any], export: Callable[[Path], None]) -> Path:
+        """Write ``state`` (tensors and plain Python values) and what ``export`` adds.
+
+        ``export`` receives the path of the policy's Hugging Face folder. Raises
+        :class:`CheckpointError` when the disk refuses; then nothing has changed.
+        """
+        final = self.folder / f"step-{step:06d}"
+        draft = self.folder / f".writing-{final.name}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir()
+            torch.save(state, draft / STATE_FILE)
+            export(draft / POLICY_FOLDER)
+            _sync_tree(draft)
+            _replace_folder(draft, final)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            shutil.rmtree(draft, ignore_errors=True)
+            previous = self.latest()
+            kept = f"{previous.name} is untouched" if previous else "there is no earlier one"
+            raise CheckpointError(
+                f"could not write checkpoint {final}: {error}. {kept[0].upper()}{kept[1:]}. "
+                "Free some disk space and run the same command again to continue from there."
+            ) from error
+        self._prune()
+        return final
+
+    def list(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=step_of)
+
+    def latest(self) -> Path | None:
+        found = self.list()
+        return found[-1] if found else None
+
+    def _prune(self) -> None:
+        if self._keep is not None:
+            for path in self.list()[: -self._keep]:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def step_of(path: Path) -> int:
+    """The training step a checkpoint folder was written after."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise CheckpointError(f"{path} is not a checkpoint folder (expected a name step-000020)")
+    return int(match.group(1))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state written by :meth:`CheckpointStore.save`; executes nothing from the file."""
+    try:
+        state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read {path / STATE_FILE}: {error}. Choose another checkpoint with "
+            "trainer.resume_mode=PATH, or start anew with trainer.resume_mode=disable."
+        ) from error
+    assert isinstance(state, dict)
+    return state
+
+
+def _sync_tree(folder: Path) -> None:
+    """Force files and directory entries to disk before the rename makes them count."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync(Path(root) / name)
+        _sync(Path(root))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace_folder(draft: Path, final: Path) -> None:
+    """Rename, moving an older folder of that name (a repeated step) out of the way first."""
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    draft.rename(final)
+    _sync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
