@@ -237,6 +237,14 @@ class BaseToolEnv(ABC):
     ``step`` sees the text cut right after the stop string.
     """
 
+    control_tokens: ClassVar[bool] = False
+    """Whether the observation may contain the tokenizer's control tokens as such.
+
+    False: text that spells ``<|im_end|>`` is encoded as plain characters, because tools
+    are untrusted. An environment that writes chat markup of its own sets it and must then
+    neutralise control tokens in the tool's part.
+    """
+
     @abstractmethod
     def step(self, raw_response: str) -> StepResult:
         """Take the text of one turn to the next state.
