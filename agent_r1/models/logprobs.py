@@ -1,0 +1,118 @@
+"""Token log-probabilities of padded rows: pack, run the trunk, read off the chosen tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agent_r1.errors import ModelError
+from agent_r1.models.attention import PACKED
+from agent_r1.models.head import Head, linear_logprobs
+from agent_r1.models.packing import PackedLayout, pack
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """``logprobs[B, T]`` (float32; 0.0 where nothing was asked for) and maybe ``entropy[B, T]``."""
+
+    logprobs: Tensor
+    entropy: Tensor | None
+
+
+def token_logprobs(
+    model: nn.Module,
+    token_ids: Tensor,
+    lengths: Tensor,
+    temperature: float = 1.0,
+    *,
+    mask: Tensor | None = None,
+    with_entropy: bool = False,
+    share_prefixes: bool = True,
+) -> TokenLogprobs:
+    """``log p(token_ids[b, t] | token_ids[b, :t])`` of the tempered distribution.
+
+    ``token_ids`` is ``[B, T]`` right-padded and ``lengths`` ``[B]`` says where padding
+    begins; ids beyond are ignored. With ``mask`` (``[B, T]`` bool) only its positions are
+    computed and all others are 0.0, which saves the output layer on prompts and tool
+    text, and everything after a row's last wanted token. Position 0 has no context and is
+    always 0.0. ``entropy[b, t]`` belongs to the distribution that token ``t`` was drawn
+    from. Differentiable; memory does not grow with vocabulary x length.
+    """
+    wanted = wanted_positions(token_ids, lengths, mask)
+    layout, states = packed_states(model, token_ids, wanted, share_prefixes=share_prefixes)
+    rows, columns = wanted.nonzero(as_tuple=True)
+    hidden = states.index_select(0, layout.node[rows, columns - 1])
+    logprobs, entropy = linear_logprobs(
+        hidden, token_ids[rows, columns], head_of(model), temperature, with_entropy=with_entropy
+    )
+    return TokenLogprobs(
+        scatter(logprobs, rows, columns, token_ids),
+        None if entropy is None else scatter(entropy, rows, columns, token_ids),
+    )
+
+
+def wanted_positions(token_ids: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
+    """``[B, T]`` bool: real tokens with a past, and inside ``mask`` if one is given."""
+    columns = torch.arange(token_ids.shape[1], device=token_ids.device)
+    wanted = (columns < lengths[:, None]) & (columns > 0)
+    return wanted if mask is None else wanted & mask.bool()
+
+
+def packed_states(
+    model: nn.Module, token_ids: Tensor, wanted: Tensor, *, share_prefixes: bool = True
+) -> tuple[PackedLayout, Tensor]:
+    """Last hidden states ``[N, D]`` of all that precedes each row's last wanted token."""
+    columns = torch.arange(token_ids.shape[1], device=token_ids.device)
+    needed = (columns * wanted).amax(1) if token_ids.numel() else columns.new_zeros(len(token_ids))
+    layout = pack(token_ids, needed, share_prefixes=share_prefixes)
+    trunk = trunk_of(model)
+    if layout.token_ids.numel() == 0:
+        return layout, _no_states(model)
+    # A mask with four axes is passed through untouched: transformers must not build its own.
+    no_mask = torch.zeros((1, 1, 1, 1), device=token_ids.device)
+    output = trunk(
+        input_ids=layout.token_ids,
+        position_ids=layout.position_ids,
+        attention_mask=no_mask,
+        use_cache=False,
+        packing=layout,
+    )
+    states: Tensor = output.last_hidden_state[0]
+    return layout, states
+
+
+def _no_states(model: nn.Module) -> Tensor:
+    """No rows, but connected to the weights, so that ``backward`` works on an empty batch."""
+    weight = head_of(model).weight
+    return weight[:0]
+
+
+def scatter(values: Tensor, rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
+    """``[B, T]`` of zeros with ``values`` at ``(rows, columns)``."""
+    empty = torch.zeros(like.shape, dtype=values.dtype, device=like.device)
+    return empty.index_put((rows, columns), values)
+
+
+def trunk_of(model: nn.Module) -> nn.Module:
+    """The decoder without its output layer. Raises :class:`ModelError` if it cannot pack."""
+    config: Any = getattr(model, "config", None)
+    if getattr(config, "_attn_implementation", None) != PACKED:
+        raise ModelError(
+            "the model does not use packed attention; load it with "
+            "agent_r1.models.load.load_model, or call enable_packing(model) of that module once"
+        )
+    trunk: nn.Module = model.base_model  # type: ignore[assignment]
+    return trunk
+
+
+def head_of(model: nn.Module) -> Head:
+    """The output layer with the scaling and soft-capping that the model's config asks for."""
+    layer: Any = model.get_output_embeddings()  # type: ignore[operator]
+    config: Any = model.config
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(layer.weight, getattr(layer, "bias", None), scale / divisor, softcap)
