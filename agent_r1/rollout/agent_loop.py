@@ -57,6 +57,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
 
     def params(self, budget: int, trajectory_id: str, turn: int) -> SamplingParams:
@@ -66,6 +67,7 @@ class Sampling:
             top_p=self.top_p,
             top_k=self.top_k,
             stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
             seed=derive_seed(self.seed, trajectory_id, turn),
         )
 
