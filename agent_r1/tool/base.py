@@ -45,7 +45,7 @@ class CallContext:
     seed: int | None = None
     """Fixed by the run's seed, the task, the sibling and the turn; ``None`` for a fresh one."""
     deadline: float | None = None
-    """``time.monotonic()`` at which the trajectory is given up; ``None`` for never."""
+    """``time.monotonic()`` at which the step is given up; ``None`` for never."""
 
 
 call_context: ContextVar[CallContext | None] = ContextVar("call_context", default=None)
@@ -199,6 +199,14 @@ class BaseTool(ABC):
                 "parameters": dict(self.parameters),
             },
         }
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether the tool keeps something per trajectory that :meth:`end_trajectory` ends."""
+        return False
+
+    def end_trajectory(self, trajectory_id: str) -> None:  # noqa: B027  # optional
+        """Forget what was kept for this trajectory. Unknown ids are ignored."""
 
     def close(self) -> None:  # noqa: B027  # optional: most tools hold nothing
         """Release what the tool holds. Called once at the end of a run; idempotent."""
