@@ -85,6 +85,28 @@ def packed_attention_forward(
     return output[None], None
 
 
+def _soft_capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> Tensor:
+    """An ordinary, unpacked call of a soft-capping model (Gemma 2), which ``sdpa`` refuses."""
+    assert softcap is not None
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, dim=1), v.repeat_interleave(repeat, dim=1)
+    scores = softcap * torch.tanh(_exact(q @ k.transpose(-1, -2)) * scale / softcap)
+    if mask is None and q.shape[2] > 1:
+        past = k.shape[2] - q.shape[2]
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(past)
+    if mask is not None:
+        scores = (
+            scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        )
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2)
+
+
+def _exact(scores: Tensor) -> Tensor:
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
 def _varlen(
     q: Tensor, k: Tensor, v: Tensor, packing: PackedLayout, scale: float, window: int | None
 ) -> Tensor:
