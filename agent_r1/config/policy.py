@@ -8,7 +8,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
@@ -20,22 +19,36 @@ AggregationMode = Literal[
 ]
 """How a per-token loss becomes one number; divisors are always those of the whole batch."""
 
-_KL_NAMES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3", "kl+": "k1+", "low_var_kl+": "k3+"}
+_KL_NAMES = {
+    "kl": "k1",
+    "mse": "k2",
+    "low_var_kl": "k3",
+    "kl+": "k1+",
+    "low_var_kl+": "k3+",
+}
 
 KLKind = Annotated[
-    Literal["k1", "k2", "k3", "k1+", "k3+"],
+    Literal["k1", "k2", "k3", "abs", "k1+", "k3+", "abs+"],
     BeforeValidator(lambda v: _KL_NAMES.get(v, v) if isinstance(v, str) else v),
 ]
 """A KL estimator. ``kl``, ``mse`` and ``low_var_kl`` are accepted for k1, k2 and k3; a ``+``
 keeps the value of the estimator and takes the gradient of k2 (straight-through)."""
 
-DType = Literal["auto", "float32", "bfloat16", "float16"]
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+DType = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    BeforeValidator(lambda v: _DTYPES.get(v, v) if isinstance(v, str) else v),
+]
 
 
 class OptimConfig(Section):
     """An optimizer and its learning-rate schedule. A step is one optimizer step."""
 
-    name: Literal["adamw", "muon"] = "adamw"
+    name: Annotated[
+        Literal["adamw", "muon"],
+        BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v),
+    ] = "adamw"
     """``muon`` orthogonalises the updates of weight matrices and uses AdamW for the rest."""
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
@@ -47,8 +60,8 @@ class OptimConfig(Section):
     """Added to the root of the second moment."""
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
     """Shape after the warm-up."""
-    lr_warmup_steps: NonNegativeInt = 0
-    """Steps of linear warm-up from 0. Takes precedence over the ratio when above 0."""
+    lr_warmup_steps: Annotated[int, Field(ge=-1)] = -1
+    """Steps of linear warm-up from 0. -1: the ratio below decides."""
     lr_warmup_steps_ratio: Share = 0.0
     """Warm-up as a share of all optimizer steps."""
     min_lr_ratio: Share = 0.0
@@ -74,15 +87,17 @@ class PolicyLossConfig(Section):
     """Which surrogate the policy descends on."""
 
     loss_mode: str = "vanilla"
-    """``vanilla`` (PPO clip with dual clip), ``gspo``, ``cispo``, or a registered name or path."""
+    """``vanilla`` or ``ppo`` (clip with dual clip), ``gspo``, ``cispo``, ``reinforce``, or a path
+    ``package.module:function``."""
 
 
 class ActorConfig(Section):
     """The policy update."""
 
     optim: OptimConfig = OptimConfig()
-    ppo_mini_batch_size: PositiveInt = 64
-    """Prompts per optimizer step; all samples of a prompt's group go with it."""
+    ppo_mini_batch_size: PositiveInt | None = None
+    """Prompts per optimizer step; a prompt's whole group goes with it. null: all of a step's,
+    so that there is one update per step."""
     ppo_epochs: PositiveInt = 1
     """Passes over the trajectories of a step."""
     ppo_max_token_len_per_gpu: PositiveInt = 16384
@@ -109,10 +124,13 @@ class ActorConfig(Section):
     kl_loss_coef: NonNegativeFloat = 0.001
     """Weight of that term."""
     kl_loss_type: KLKind = "k3"
-    """Estimator of that term: k1, k2, k3, or straight-through k1+ and k3+."""
+    """Estimator of that term: k1, k2, k3, abs; with a ``+`` its gradient is that of k2."""
     grad_clip: PositiveFloat = 1.0
     """Largest global gradient norm."""
-    autocast: Literal["off", "bfloat16", "float16"] = "off"
+    autocast: Annotated[
+        Literal["off", "bfloat16", "float16"],
+        BeforeValidator(lambda v: "off" if v is None or v is False else v),
+    ] = "off"
     """Compute the forward pass in this type while the weights keep theirs."""
 
 

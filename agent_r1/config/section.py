@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt
 
 
 class Section(BaseModel):
@@ -21,6 +21,7 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
+        coerce_numbers_to_str=True,
     )
 
 
@@ -32,6 +33,14 @@ def _one_or_many(value: Any) -> Any:
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
 """A list of strings; a single string is a list of one, the empty string an empty list."""
+
+
+def _unlimited_to_none(value: Any) -> Any:
+    return None if value == -1 else value
+
+
+CountOrAll = Annotated[PositiveInt | None, BeforeValidator(_unlimited_to_none)]
+"""A number, or null for all; -1 is read as null."""
 
 
 def _no_to_none_word(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from agent_r1.config.policy import KLKind
-from agent_r1.config.section import Names, NoneWord, Section, Share
+from agent_r1.config.section import CountOrAll, Names, NoneWord, Section, Share
 
 
 class DataConfig(Section):
@@ -45,9 +45,9 @@ class DataConfig(Section):
     """Shuffle the training tasks anew in every epoch."""
     seed: int | None = None
     """Seed of the order. null: ``trainer.seed``."""
-    train_max_samples: PositiveInt | None = None
+    train_max_samples: CountOrAll = None
     """Use this many training tasks only. null: all."""
-    val_max_samples: PositiveInt | None = None
+    val_max_samples: CountOrAll = None
     """Use this many validation tasks only. null: all."""
 
 
@@ -78,48 +78,50 @@ class FilterGroupsConfig(Section):
 class RolloutCorrectionConfig(Section):
     """Importance weights for trajectories that another distribution than the trained one drew."""
 
-    rollout_is: Annotated[Literal["none", "token", "sequence"], NoneWord] = "none"
-    """Level at which the weights exp(old - rollout) are formed."""
+    rollout_is: Annotated[Literal["none", "token", "sequence", "geometric"], NoneWord] = "none"
+    """Level at which the weights exp(old - rollout) are formed; ``geometric`` is the mean over
+    the tokens of a sequence."""
     mode: Literal["truncate", "mask"] = "truncate"
     """``truncate`` caps weights at the upper threshold; ``mask`` zeroes those outside both."""
     rollout_is_threshold: PositiveFloat = 2.0
     """Upper threshold of the weight."""
-    rollout_is_threshold_lower: NonNegativeFloat = 0.0
+    rollout_is_threshold_lower: NonNegativeFloat = 0.5
     """Lower threshold, used by ``mask``."""
     bypass_mode: bool = False
     """Take the engine's log-probabilities as the old policy's instead of computing them anew."""
 
 
-OutcomeHandling = Literal["count", "mask", "penalise", "bootstrap"]
+OutcomeTreatment = Literal["count", "penalize", "bootstrap", "mask", "drop"]
 
 
 class OutcomePolicyConfig(Section):
     """What training makes of trajectories that a limit cut short.
 
-    ``count``: scored like any other. ``mask``: in the group's baseline, but no gradient.
-    ``penalise``: ``penalty`` is added to the reward. ``bootstrap``: the critic's value
-    stands for the missing rest (``gae`` and ``turn_gae`` only). Trajectories that failed through
-    no fault of the model (``tool_error``, ``engine_error``) never enter training.
+    ``count``: scored like any other. ``penalize``: ``penalty`` is subtracted from the reward.
+    ``bootstrap``: the critic's value stands for the missing rest (``gae`` and ``turn_gae``
+    only). ``mask``: in the group's baseline, but no gradient. ``drop``: neither. Trajectories
+    that failed through no fault of the model (``tool_error``, ``engine_error``) are always
+    dropped.
     """
 
-    turn_limit: OutcomeHandling = "count"
+    turn_limit: OutcomeTreatment = "count"
     """The environment wanted another turn than ``tool.max_turns`` allows."""
-    length: OutcomeHandling = "count"
+    length: OutcomeTreatment = "count"
     """``data.max_response_length`` was used up; ``mask`` is DAPO's overlong filtering."""
-    context: OutcomeHandling = "count"
+    context: OutcomeTreatment = "count"
     """The next prompt would not have fitted into ``rollout.max_model_len``."""
-    timeout: OutcomeHandling = "mask"
+    timeout: OutcomeTreatment = "mask"
     """``rollout.trajectory_timeout_s`` passed: it depends on the machine, hence not counted."""
-    penalty: float = -1.0
-    """Added to the reward of outcomes that are to be penalised."""
+    penalty: NonNegativeFloat = 1.0
+    """What ``penalize`` subtracts from the reward."""
 
 
 class AlgorithmConfig(Section):
     """How rewards become advantages."""
 
     adv_estimator: str = "grpo"
-    """``gae``, ``turn_gae``, ``grpo``, ``gigpo``, ``rloo``, ``reinforce_plus_plus``,
-    ``reinforce_plus_plus_baseline``, ``remax``, a registered name or a dotted path."""
+    """``gae``, ``turn_gae``, ``grpo``, ``dr_grpo``, ``gigpo``, ``rloo``, ``reinforce_plus_plus``,
+    ``reinforce_plus_plus_baseline``, ``remax``, or a path ``package.module:function``."""
     gamma: Share = 1.0
     """Discount per action token (per turn for the turn-level estimators)."""
     lam: Share = 1.0
@@ -188,7 +190,7 @@ class TrainerConfig(Section):
     """``auto`` continues from the newest checkpoint of the run folder, if there is one."""
     resume_from_path: str | None = None
     """The checkpoint to continue from when ``resume_mode`` is ``resume_path``."""
-    max_ckpt_to_keep: PositiveInt | None = None
+    max_ckpt_to_keep: CountOrAll = None
     """Checkpoints kept; older ones are removed. null: all."""
     seed: NonNegativeInt = 0
     """Seed of everything random: weights, order, sampling, sandboxed programs."""
@@ -258,7 +260,7 @@ class SandboxConfig(Section):
     endpoints: Names = ()
     """Addresses of sandbox services for ``http``, as ``http://host:port``; load is balanced."""
     token_env: str = "AGENT_R1_SANDBOX_TOKEN"
-    """Environment variable with the service's bearer token: a secret never stands in a file here."""
+    """Environment variable with the service's bearer token, so that no file holds the secret."""
     workers: PositiveInt | None = None
     """Programs that run at once. null: one per processor."""
     isolation: str = "full"
