@@ -16,19 +16,17 @@ from agent_r1.algorithms.baselines import GroupStats, group_stats
 from agent_r1.algorithms.episodes import AdvantageInputs, AdvantageResult, Episodes, unroll
 from agent_r1.algorithms.masked import masked_whiten
 from agent_r1.algorithms.process import action_rewards, process_advantage
-from agent_r1.algorithms.registry import register_advantage
 from agent_r1.errors import ConfigError
 
 
-@register_advantage("gae")
 def gae(
     inputs: AdvantageInputs,
     *,
     gamma: float = 1.0,
     lam: float = 1.0,
     whiten: bool = True,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Generalised advantage estimation over action tokens (Schulman et al. 2015, eq. 16).
 
@@ -38,7 +36,7 @@ def gae(
     ``returns = A + V`` before whitening. The critic is trained on action tokens only.
     """
     episodes = unroll(inputs)
-    rewards = action_rewards(inputs, episodes, turn_reward_coef, turn_reward_norm)
+    rewards = action_rewards(inputs, episodes, process_reward_coef, process_reward_norm)
     values = episodes.gather(needed(inputs.values, "values", "gae"))
     advantages = discounted_deltas(
         rewards, values, episodes.present, final_values(inputs, episodes), gamma, lam
@@ -49,14 +47,13 @@ def gae(
     )
 
 
-@register_advantage("grpo")
 def grpo(
     inputs: AdvantageInputs,
     *,
     norm_adv_by_std_in_grpo: bool = True,
     epsilon: float = 1e-6,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Group-relative advantage (DeepSeekMath 2024, section 4.1.2).
 
@@ -73,20 +70,19 @@ def grpo(
     process = process_advantage(
         inputs,
         episodes,
-        coef=turn_reward_coef,
-        norm=turn_reward_norm,
+        coef=process_reward_coef,
+        norm=process_reward_norm,
         standardise=norm_adv_by_std_in_grpo,
         epsilon=epsilon,
     )
     return _constant_plus(centred, process, episodes, inputs)
 
 
-@register_advantage("dr_grpo")
 def dr_grpo(
     inputs: AdvantageInputs,
     *,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """GRPO without the division (Liu et al. 2025, "Dr. GRPO"): ``A_i = r_i - mean``.
 
@@ -96,17 +92,16 @@ def dr_grpo(
     return grpo(
         inputs,
         norm_adv_by_std_in_grpo=False,
-        turn_reward_coef=turn_reward_coef,
-        turn_reward_norm=turn_reward_norm,
+        process_reward_coef=process_reward_coef,
+        process_reward_norm=process_reward_norm,
     )
 
 
-@register_advantage("rloo")
 def rloo(
     inputs: AdvantageInputs,
     *,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Leave-one-out baseline (Ahmadian et al. 2024, eq. 4).
 
@@ -116,18 +111,19 @@ def rloo(
     score = episode_score(inputs, episodes)
     stats = _group_of(episodes, inputs, score)
     left_out = _centred(score, stats) * stats.size / (stats.size - 1).clamp(min=1)
-    process = process_advantage(inputs, episodes, coef=turn_reward_coef, norm=turn_reward_norm)
+    process = process_advantage(
+        inputs, episodes, coef=process_reward_coef, norm=process_reward_norm
+    )
     return _constant_plus(left_out, process, episodes, inputs)
 
 
-@register_advantage("reinforce_plus_plus")
 def reinforce_plus_plus(
     inputs: AdvantageInputs,
     *,
     gamma: float = 1.0,
     whiten: bool = True,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Whitened return-to-go (Hu 2025, REINFORCE++).
 
@@ -135,33 +131,33 @@ def reinforce_plus_plus(
     are G whitened over the batch's action tokens.
     """
     episodes = unroll(inputs)
-    rewards = action_rewards(inputs, episodes, turn_reward_coef, turn_reward_norm)
+    rewards = action_rewards(inputs, episodes, process_reward_coef, process_reward_norm)
     returns = episodes.scatter(returns_to_go(rewards, gamma))
     return AdvantageResult(_whitened(returns, inputs.loss_mask, whiten), returns)
 
 
-@register_advantage("reinforce_plus_plus_baseline")
 def reinforce_plus_plus_baseline(
     inputs: AdvantageInputs,
     *,
     whiten: bool = True,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Group mean as the baseline, batch spread as the scale (Hu 2025, section 3).
 
     ``r_i - mean`` on every action token, then whitened over the batch's action tokens.
     """
-    centred = dr_grpo(inputs, turn_reward_coef=turn_reward_coef, turn_reward_norm=turn_reward_norm)
+    centred = dr_grpo(
+        inputs, process_reward_coef=process_reward_coef, process_reward_norm=process_reward_norm
+    )
     return AdvantageResult(_whitened(centred.advantages, inputs.loss_mask, whiten))
 
 
-@register_advantage("remax")
 def remax(
     inputs: AdvantageInputs,
     *,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Greedy rollout as the baseline (Li et al. 2023, eq. 5): ``A_k = G_k - r_greedy``.
 
@@ -171,7 +167,9 @@ def remax(
     episodes = unroll(inputs)
     greedy = episodes.of_rows(needed(inputs.greedy_reward, "greedy_reward", "remax"))
     returns = returns_to_go(action_rewards(inputs, episodes, 0.0, "none"), 1.0)
-    process = process_advantage(inputs, episodes, coef=turn_reward_coef, norm=turn_reward_norm)
+    process = process_advantage(
+        inputs, episodes, coef=process_reward_coef, norm=process_reward_norm
+    )
     return AdvantageResult(
         episodes.scatter(returns - greedy[:, None] + process.to(returns.dtype)),
         episodes.scatter(returns),

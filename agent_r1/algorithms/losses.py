@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from agent_r1.algorithms.masked import masked_mean, zero_outside
-from agent_r1.algorithms.registry import register_policy_loss
 from agent_r1.errors import ConfigError
 
 MAX_LOG_RATIO = 20.0
@@ -48,7 +47,6 @@ class PolicyLossTerms:
     """Bool: the dual clip stopped the gradient (A < 0 and ratio above c)."""
 
 
-@register_policy_loss("ppo", "vanilla")
 def ppo(
     inputs: PolicyLossInputs,
     *,
@@ -78,7 +76,6 @@ def ppo(
     return _terms(inputs, loss, ratio, advantages, (low, high), dual)
 
 
-@register_policy_loss("gspo")
 def gspo(
     inputs: PolicyLossInputs, *, clip_ratio_low: float = 3e-4, clip_ratio_high: float = 4e-4
 ) -> PolicyLossTerms:
@@ -99,7 +96,6 @@ def gspo(
     return _terms(inputs, loss, ratio, advantages, (low, high), dual)
 
 
-@register_policy_loss("cispo")
 def cispo(
     inputs: PolicyLossInputs, *, clip_ratio_low: float = 1.0, clip_ratio_high: float = 0.2
 ) -> PolicyLossTerms:
@@ -119,7 +115,6 @@ def cispo(
     )
 
 
-@register_policy_loss("reinforce")
 def reinforce(inputs: PolicyLossInputs) -> PolicyLossTerms:
     """Plain policy gradient ``-A log pi`` (Williams 1992), with no trust region."""
     logprobs, old, advantages = _sane(inputs)

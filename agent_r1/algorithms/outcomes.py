@@ -3,7 +3,7 @@
 | treatment | reward | loss | baseline | value after the end |
 |---|---|---|---|---|
 | ``count`` | as scored | yes | yes | 0 |
-| ``penalize`` | as scored minus ``penalty`` | yes | yes | 0 |
+| ``penalise`` | as scored plus ``penalty`` | yes | yes | 0 |
 | ``bootstrap`` | as scored | yes | yes | the critic's (same as ``count`` without a critic) |
 | ``mask`` | as scored | no | yes | 0 |
 | ``drop`` | none | no | no | does not exist |
@@ -29,7 +29,7 @@ class Treatment(StrEnum):
     """See the table of the module."""
 
     COUNT = "count"
-    PENALIZE = "penalize"
+    PENALISE = "penalise"
     BOOTSTRAP = "bootstrap"
     MASK = "mask"
     DROP = "drop"
@@ -69,8 +69,8 @@ class OutcomePolicy:
     """A treatment for every outcome. Build it with :meth:`from_options`."""
 
     treatments: Mapping[Outcome, Treatment] = field(default_factory=lambda: DEFAULT_TREATMENTS)
-    penalty: float = 1.0
-    """What ``penalize`` subtracts from the reward."""
+    penalty: float = -1.0
+    """What ``penalise`` adds to the reward."""
 
     def __post_init__(self) -> None:
         missing = [o.value for o in Outcome if o not in self.treatments]
@@ -87,7 +87,7 @@ class OutcomePolicy:
 
     @classmethod
     def from_options(
-        cls, treatments: Mapping[str, str] | None = None, *, penalty: float = 1.0
+        cls, treatments: Mapping[str, str] | None = None, *, penalty: float = -1.0
     ) -> OutcomePolicy:
         """The defaults with ``{"length": "bootstrap", ...}`` laid over them."""
         table = dict(DEFAULT_TREATMENTS)
@@ -109,8 +109,8 @@ class OutcomePolicy:
 
     def reward(self, outcome: Outcome, value: float) -> float:
         """The scored reward with the outcome's penalty, if it has one."""
-        penalised = self.treatments[outcome] is Treatment.PENALIZE
-        return value - self.penalty if penalised else value
+        penalised = self.treatments[outcome] is Treatment.PENALISE
+        return value + self.penalty if penalised else value
 
     def apply(self, outcomes: Sequence[Outcome], reward: Tensor, loss_mask: Tensor) -> OutcomeRows:
         """Apply the policy to the rows of a batch.
@@ -130,9 +130,9 @@ class OutcomePolicy:
 
         kept = ~rows(Treatment.DROP)
         trained = kept & ~rows(Treatment.MASK)
-        penalty = self.penalty * rows(Treatment.PENALIZE).to(reward.dtype)
+        penalty = self.penalty * rows(Treatment.PENALISE).to(reward.dtype)
         return OutcomeRows(
-            reward=reward - penalty,
+            reward=reward + penalty,
             loss_mask=loss_mask.bool() & trained[:, None],
             counted=kept,
             truncated=rows(Treatment.BOOTSTRAP),

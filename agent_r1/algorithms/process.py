@@ -69,7 +69,7 @@ def process_advantage(
 def scaled_turn_rewards(inputs: AdvantageInputs, episodes: Episodes, norm: str) -> Tensor:
     """[E, S] float64 process reward of each slot, NaN where a turn has none."""
     if norm not in ("outcome", "none"):
-        raise ConfigError(f"turn_reward_norm is 'outcome' or 'none', not {norm!r}")
+        raise ConfigError(f"process_reward_norm is 'outcome' or 'none', not {norm!r}")
     raw = turn_rewards(inputs, episodes)
     return raw * _outcome_scale(inputs, episodes, raw) if norm == "outcome" else raw
 

@@ -16,19 +16,17 @@ from agent_r1.algorithms.baselines import group_stats
 from agent_r1.algorithms.episodes import AdvantageInputs, AdvantageResult, Episodes, unroll
 from agent_r1.algorithms.masked import masked_whiten
 from agent_r1.algorithms.process import action_rewards
-from agent_r1.algorithms.registry import register_advantage
 from agent_r1.errors import RecordError
 
 
-@register_advantage("turn_gae")
 def turn_gae(
     inputs: AdvantageInputs,
     *,
     gamma: float = 1.0,
     lam: float = 1.0,
     whiten: bool = True,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """GAE in which one step is one turn.
 
@@ -38,7 +36,7 @@ def turn_gae(
     turn, so that a long thought is not worth less than a short one.
     """
     episodes = unroll(inputs)
-    rewards = action_rewards(inputs, episodes, turn_reward_coef, turn_reward_norm)
+    rewards = action_rewards(inputs, episodes, process_reward_coef, process_reward_norm)
     values = episodes.gather(needed(inputs.values, "values", "turn_gae"))
     at_start = torch.where(episodes.is_turn_start, values, torch.zeros_like(values))
     turn_values = episodes.turn_sum(at_start)
@@ -57,16 +55,15 @@ def turn_gae(
     )
 
 
-@register_advantage("gigpo")
 def gigpo(
     inputs: AdvantageInputs,
     *,
-    gamma: float = 0.95,
+    gamma: float = 1.0,
     step_advantage_w: float = 1.0,
     norm_adv_by_std_in_grpo: bool = True,
     epsilon: float = 1e-6,
-    turn_reward_coef: float = 1.0,
-    turn_reward_norm: str = "outcome",
+    process_reward_coef: float = 1.0,
+    process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
     """Group-in-group advantage (Feng et al. 2025, GiGPO, eqs. 3 to 8).
 
@@ -81,9 +78,9 @@ def gigpo(
         inputs,
         norm_adv_by_std_in_grpo=norm_adv_by_std_in_grpo,
         epsilon=epsilon,
-        turn_reward_coef=0.0,
+        process_reward_coef=0.0,
     )
-    rewards = action_rewards(inputs, episodes, turn_reward_coef, turn_reward_norm)
+    rewards = action_rewards(inputs, episodes, process_reward_coef, process_reward_norm)
     returns = returns_to_go(episodes.turn_sum(rewards), gamma)
     exists = episodes.turn_present & episodes.counted[:, None]
     state = _state_of_turn(inputs, episodes)
