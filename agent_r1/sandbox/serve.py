@@ -1,0 +1,135 @@
+"""Starting and stopping the service: one process, one event loop, one executor."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from agent_r1.errors import ConfigError, SandboxUnavailable
+from agent_r1.sandbox.base import Executor
+from agent_r1.sandbox.service import SandboxService, ServicePolicy
+
+if TYPE_CHECKING:
+    import uvicorn
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than clients keep unused connections, so that it is they who close them."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    executor: Executor,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    *,
+    policy: ServicePolicy | None = None,
+    drain_seconds: float = 60.0,
+    allow_anonymous: bool = False,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then finish what runs and return.
+
+    ``port`` 0 takes a free one; ``ready`` is called with the URL once connections are
+    accepted. After ``drain_seconds`` running programs are cut off. Beyond the loopback
+    interface a token is required, unless ``allow_anonymous`` says that the network is
+    trusted. ``executor`` stays the caller's to close.
+    """
+    policy = policy or ServicePolicy()
+    if host not in LOOPBACK and policy.token is None and not allow_anonymous:
+        raise ConfigError(
+            f"{host} is reachable from other machines, and whoever reaches it may run programs; "
+            "set a token, or say that anonymous use is meant (allow_anonymous)"
+        )
+    with contextlib.closing(_listen(host, port)) as listener:
+        url = _url(listener)
+        server = _server(SandboxService(executor, policy), drain_seconds, ready, url)
+        server.run(sockets=[listener])
+
+
+@contextlib.contextmanager
+def serving(
+    executor: Executor,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    policy: ServicePolicy | None = None,
+    drain_seconds: float = 10.0,
+) -> Iterator[str]:
+    """A service in a thread of this process, for as long as the block lasts; yields its URL."""
+    started = threading.Event()
+    with contextlib.closing(_listen(host, port)) as listener:
+        url = _url(listener)
+        service = SandboxService(executor, policy)
+        server = _server(service, drain_seconds, lambda _: started.set(), url)
+        thread = threading.Thread(
+            target=server.run, kwargs={"sockets": [listener]}, name="sandbox-service", daemon=True
+        )
+        thread.start()
+        while not started.wait(0.05):
+            if not thread.is_alive():
+                raise SandboxUnavailable("the service did not start; its log says why")
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=4096)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error}; choose another port, or 0 for a free one"
+        ) from error
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _server(
+    service: SandboxService,
+    drain_seconds: float,
+    ready: Callable[[str], None] | None,
+    url: str,
+) -> uvicorn.Server:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Uvicorn, with a word to the outside when it starts and to the queue when it stops."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if ready is not None and not self.should_exit:
+                ready(url)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            service.drain()
+            began = time.monotonic()
+            await super().shutdown(sockets)
+            logger.info("the sandbox service drained in %.1f s", time.monotonic() - began)
+
+    return Server(
+        uvicorn.Config(
+            service,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        )
+    )
