@@ -235,7 +235,7 @@ class _Courier:
     async def deliver(self, request: RunRequest) -> RunResult:
         """Until there is a result or a reason to give up."""
         async with self.gate:
-            home = self.sessions.get(request.session) if request.session else None
+            home = self.sessions.get(request.session) if request.session is not None else None
             body = wire.encode(wire.from_request(request, home.instance if home else None))
             trouble = _Trouble(self.policy)
             while True:
@@ -394,8 +394,8 @@ class _Courier:
     def _remember(
         self, request: RunRequest, endpoint: Endpoint, answer: wire.RunCodeResponse
     ) -> None:
-        foreign = isinstance(answer.instance, UnsetType)
-        if foreign and (request.session or request.seed is not None or request.last_expression):
+        asked = (request.session, request.seed, request.last_expression or None)
+        if isinstance(answer.instance, UnsetType) and asked != (None, None, None):
             raise SandboxError(
                 f"{endpoint.url} speaks SandboxFusion's protocol only, without sessions, seeds and "
                 "values of last expressions; run 'agent-r1 sandbox serve' there"
