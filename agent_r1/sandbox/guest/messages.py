@@ -1,0 +1,97 @@
+"""The records that cross the wall, packed with :mod:`struct`.
+
+Host to zygote: ``SLOT`` with the slot's channel. Host to a slot's init: ``RUN`` or
+``STOP``. Init to host: ``HELLO`` once, then one ``DONE`` per ``RUN``. A program never
+holds a descriptor of these channels, so it cannot speak on them.
+"""
+
+from __future__ import annotations
+
+import array
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+HELLO: Final = b"H"
+SLOT: Final = b"S"
+RUN: Final = b"R"
+STOP: Final = b"K"
+DONE: Final = b"D"
+
+KEEP_FILES: Final = 1
+"""Leave the working directory for the next run of the same slot (compile, then run)."""
+FETCH: Final = 2
+"""The last descriptor receives the files that the job asks for."""
+SESSION: Final = 4
+"""Keep the interpreter and stop it between runs."""
+AGAIN: Final = 8
+"""A further run of the session that this slot holds."""
+STDIN: Final = 16
+"""A descriptor holds the standard input; without it that is empty."""
+
+EXITED: Final = 0
+TIMED_OUT: Final = 1
+STOPPED: Final = 2
+MEMORY: Final = 3
+NEVER_STARTED: Final = 4
+
+_RUN = struct.Struct("<cdQQI")
+_DONE = struct.Struct("<cBidd")
+_SLOT = struct.Struct("<cI")
+_MAX: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What init must know of a run; everything else is read by the program's process."""
+
+    wall_seconds: float
+    memory_bytes: int
+    file_bytes: int
+    flags: int
+
+    def pack(self) -> bytes:
+        return _RUN.pack(RUN, self.wall_seconds, self.memory_bytes, self.file_bytes, self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Order:
+        return cls(*_RUN.unpack(data)[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run ended. ``wait_status`` is the kernel's."""
+
+    reason: int
+    wait_status: int
+    seconds: float
+    cpu_seconds: float
+
+    def pack(self) -> bytes:
+        return _DONE.pack(DONE, self.reason, self.wait_status, self.seconds, self.cpu_seconds)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Report:
+        return cls(*_DONE.unpack(data)[1:])
+
+
+def pack_slot(index: int) -> bytes:
+    """Ask a zygote for a slot that uses the user ids of ``index``."""
+    return _SLOT.pack(SLOT, index)
+
+
+def unpack_slot(data: bytes) -> int:
+    """The index of :func:`pack_slot`."""
+    return int(_SLOT.unpack(data)[1])
+
+
+def receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    """One message and its descriptors; an empty message means that the other side is gone."""
+    space = socket.CMSG_SPACE(8 * array.array("i").itemsize)
+    data, ancillary, _, _ = channel.recvmsg(_MAX, space, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, payload in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(payload[: len(payload) - len(payload) % descriptors.itemsize])
+    return data, list(descriptors)

@@ -1,0 +1,138 @@
+"""Build the namespaces of one tier, run its zygote in them, and outlive it to clean up.
+
+The supervisor is the only part that keeps the host's view of the machine. It executes
+nothing but its own code; when the host goes (even by SIGKILL) it kills the zygote, which
+is process 1 of its process namespace, so that the kernel ends everything inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from agent_r1.sandbox.guest import linux, root
+
+NAMESPACES = (
+    linux.CLONE_NEWNS
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWNET
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWCGROUP
+)
+
+
+def main() -> NoReturn:
+    """``argv[1]`` is the tier's description as JSON."""
+    spec: dict[str, Any] = json.loads(sys.argv[1])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the host's affair
+    control = socket.socket(fileno=spec["control"])
+    host = os.pidfd_open(spec["host"])
+    if os.getppid() != spec["host"]:
+        os._exit(0)
+    try:
+        child = _start(spec, control)
+    except OSError as error:
+        control.send(json.dumps({"failed": str(error)}).encode())
+        os._exit(1)
+    control.close()
+    _watch(child, host)
+    _remove_cgroups(spec["cgroups"])
+    os._exit(0)
+
+
+def _start(spec: dict[str, Any], control: socket.socket) -> int:
+    """Clone the zygote's process; the two sides meet over ``gate`` to set up user ids."""
+    ours, theirs = socket.socketpair()
+    as_user = spec["ids"] is None
+    child = linux.clone(NAMESPACES | (linux.CLONE_NEWUSER if as_user else 0))
+    if child == 0:
+        ours.close()
+        try:
+            _become_zygote(spec, theirs, as_user)
+        except BaseException as error:
+            control.send(json.dumps({"failed": str(error)}).encode())
+        os._exit(1)
+    theirs.close()
+    if as_user:
+        write_maps(child, f"0 {os.geteuid()} 1", f"0 {os.getegid()} 1")
+    elif ours.recv(1):
+        base, count = spec["ids"]
+        write_maps(child, f"0 {base} {count}", f"0 {base} {count}")
+    ours.send(b"m")
+    ours.close()
+    return child
+
+
+def write_maps(pid: int, uid_map: str, gid_map: str) -> None:
+    """Map user and group ids of the user namespace of ``pid``."""
+    for name, text in (("setgroups", "deny"), ("uid_map", uid_map), ("gid_map", gid_map)):
+        try:
+            with open(f"/proc/{pid}/{name}", "w") as file:
+                file.write(text)
+        except OSError as error:
+            raise OSError(error.errno, f"writing {name} {text!r}: {error.strerror}") from error
+
+
+def _become_zygote(spec: dict[str, Any], gate: socket.socket, as_user: bool) -> NoReturn:
+    if as_user:
+        gate.recv(1)
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    layout = root.Layout(
+        tuple(spec["binds"]),
+        tuple((a, b) for a, b in spec["links"]),
+        tuple((a, b) for a, b in spec["files"]),
+        spec["guest"],
+    )
+    root.enter(root.build(layout))
+    socket.sethostname("sandbox")
+    if not as_user:
+        os.setgroups([])
+        linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNS)
+        gate.send(b"n")
+        gate.recv(1)
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    execute_zygote(spec, root.GUEST)
+
+
+def execute_zygote(spec: dict[str, Any], guest: str) -> NoReturn:
+    """Replace this process by a clean interpreter that runs :mod:`.zygote`."""
+    control: int = spec["control"]
+    os.set_inheritable(control, True)
+    for stream, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        os.dup2(os.open("/dev/null", mode), stream)
+    bootstrap = spec["bootstrap"].format(guest=guest, module="zygote")
+    command = [spec["executable"], "-S", "-s", "-P", "-c", bootstrap, json.dumps(spec["zygote"])]
+    os.execve(spec["executable"], command, spec["environment"])
+
+
+def _watch(child: int, host: int) -> None:
+    """Wait for the zygote's end, and bring it about when the host ends."""
+    poller = select.poll()
+    zygote = os.pidfd_open(child)
+    poller.register(zygote, select.POLLIN)
+    poller.register(host, select.POLLIN)
+    while True:
+        ready = {fd for fd, _ in poller.poll()}
+        if host in ready:
+            signal.pidfd_send_signal(zygote, signal.SIGKILL)
+        if ready:
+            os.waitpid(child, 0)
+            return
+
+
+def _remove_cgroups(folders: list[str]) -> None:
+    for folder in folders:
+        for parent, children, _ in os.walk(folder, topdown=False):
+            for name in children:
+                with contextlib.suppress(OSError):
+                    os.rmdir(os.path.join(parent, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)

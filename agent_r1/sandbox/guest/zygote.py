@@ -1,0 +1,143 @@
+"""Process 1 of a tier: imports what its programs want once, then forks slots on demand.
+
+A slot is two processes. The *keeper* makes the slot's namespaces and its private file
+system, and renews that when a program has written to it. The *init* is process 1 of the
+slot's process namespace and forks programs; it is behind the system call filter that the
+keeper needs to be outside of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any, NoReturn
+
+from agent_r1.sandbox.guest import init, linux, messages, root, warmup
+from agent_r1.sandbox.guest.supervisor import NAMESPACES, write_maps
+
+_PROGRAM_ID = 1000
+
+
+def main() -> NoReturn:
+    """``argv[1]`` is the zygote's part of the tier's description as JSON."""
+    spec: dict[str, Any] = json.loads(sys.argv[1])
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    control = socket.socket(fileno=spec["control"])
+    control.set_inheritable(False)
+    _forget_bootstrap()
+    sys.path.extend(spec["paths"])
+    loaded = _import_all(spec["modules"])
+    gc.disable()
+    gc.collect()
+    gc.freeze()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    control.send(json.dumps({"ready": loaded}).encode())
+    while True:
+        data, descriptors = messages.receive(control)
+        if not data:
+            os._exit(0)
+        channel = socket.socket(fileno=descriptors[0])
+        _fork_slot(spec, messages.unpack_slot(data), channel, control)
+        channel.close()
+
+
+def _forget_bootstrap() -> None:
+    """Programs see neither our modules nor the way they were loaded."""
+    for name in [n for n in sys.modules if n.partition(".")[0] == "agent_r1"]:
+        del sys.modules[name]
+    sys.path[:] = [p for p in sys.path if p]
+
+
+def _import_all(modules: list[str]) -> list[str]:
+    loaded = []
+    for name in modules:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+            loaded.append(name)
+    warmup.warm(loaded)
+    return loaded
+
+
+def _fork_slot(
+    spec: dict[str, Any], index: int, channel: socket.socket, control: socket.socket
+) -> None:
+    """Fork a keeper and write the user id maps that it cannot write for itself."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        ours.close()
+        control.close()
+        try:
+            _keep(spec, channel, theirs)
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                channel.send(b"E" + str(error).encode()[:4000])
+        os._exit(1)
+    theirs.close()
+    with contextlib.suppress(OSError):
+        if ours.recv(1):
+            _map_slot(spec, index, child)
+            ours.send(b"m")
+    ours.close()
+
+
+def _map_slot(spec: dict[str, Any], index: int, keeper: int) -> None:
+    if spec["single_id"]:
+        maps = f"{_PROGRAM_ID} 0 1"
+    else:
+        first = 1 + 2 * index
+        maps = f"0 {first} 1\n{_PROGRAM_ID} {first + 1} 1"
+    write_maps(keeper, maps, maps)
+
+
+def _keep(spec: dict[str, Any], channel: socket.socket, gate: socket.socket) -> NoReturn:
+    """Make the slot's namespaces, start its init, then renew its files whenever init asks."""
+    linux.unshare(NAMESPACES | linux.CLONE_NEWUSER)
+    gate.send(b"u")
+    if not gate.recv(1):
+        raise OSError("the zygote could not map user ids")
+    gate.close()
+    if not spec["single_id"]:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    socket.sethostname("sandbox")
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    size = spec["file_bytes"]
+    root.mount_box(size, _PROGRAM_ID)
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            init.main(channel, theirs, size, own_user=not spec["single_id"])
+        except BaseException as error:
+            with contextlib.suppress(OSError):
+                channel.send(b"E" + repr(error).encode()[:4000])
+        os._exit(1)
+    theirs.close()
+    channel.close()
+    _renew_on_demand(child, ours)
+
+
+def _renew_on_demand(child: int, requests: socket.socket) -> NoReturn:
+    poller = select.poll()
+    poller.register(requests, select.POLLIN)
+    while True:
+        poller.poll()
+        data = requests.recv(16)
+        if not data:
+            os.waitpid(child, 0)
+            os._exit(0)
+        linux.umount("/sandbox")
+        root.mount_box(int(data), _PROGRAM_ID)
+        requests.send(b"r")
