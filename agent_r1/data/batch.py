@@ -9,6 +9,7 @@ end-of-sequence token loses nothing.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,6 @@ from torch import Tensor
 
 from agent_r1.errors import RecordError
 from agent_r1.types import TrainSample, Trajectory
-
-PADDING_ROW = -1
-"""``group_id`` and ``trajectory_id`` of a row that exists only to even out a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Batch:
     behavior_logprobs: Tensor  # [B, T] float32, of the distribution that was sampled from
     turn_index: Tensor  # [B, T] int64, -1 where the model did not write
     reward: Tensor  # [B] float32
-    turn_reward: Tensor | None  # [B, K] float32, 0 beyond a trajectory's last turn
+    turn_reward: Tensor | None  # [B, K] float32, NaN where a turn has no process reward
     group_id: Tensor  # [B] int64, equal for siblings of one task
     trajectory_id: Tensor  # [B] int64
     segment: Tensor  # [B] int64, index of the row within its trajectory
@@ -109,7 +107,7 @@ class Batch:
         extra = rows - len(self)
         if extra < 0:
             raise RecordError(f"cannot pad {len(self)} rows to {rows}; ask for at least as many")
-        fill = {"group_id": PADDING_ROW, "trajectory_id": PADDING_ROW, "turn_index": -1}
+        fill = {"group_id": -1, "trajectory_id": -1, "turn_index": -1, "turn_reward": math.nan}
         padded = {
             name: torch.cat(
                 [tensor, tensor.new_full((extra, *tensor.shape[1:]), fill.get(name, 0))]
@@ -214,13 +212,12 @@ def _turn_rewards(owners: Sequence[Trajectory]) -> Tensor | None:
     if all(value is None for value in values):
         return None
     for trajectory, value in zip(owners, values, strict=True):
-        if value is None or len(value) != len(trajectory.turns):
+        if value is not None and len(value) != len(trajectory.turns):
             raise RecordError(
-                f"trajectory {trajectory.id} has {len(trajectory.turns)} turns but "
-                f"{'no' if value is None else len(value)} process rewards; the reward function "
-                "must give one per turn for every trajectory of a batch, or none at all"
+                f"trajectory {trajectory.id} has {len(trajectory.turns)} turns but {len(value)} "
+                "process rewards; the reward function must give one for every turn, or none"
             )
-    return _stack([value or () for value in values], 0.0, torch.float32)
+    return _stack([value or () for value in values], math.nan, torch.float32)
 
 
 def _stack(rows: Sequence[Sequence[float]], fill: float, dtype: torch.dtype) -> Tensor:

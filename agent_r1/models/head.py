@@ -138,15 +138,18 @@ class _LinearLogprobs(torch.autograd.Function):
                 logits -= normaliser[rows, None]
                 entropy[rows] = -(logits.exp() * logits).sum(1)
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
-        ctx.settings, ctx.with_entropy = settings, with_entropy
-        if not with_entropy:
-            ctx.mark_non_differentiable(entropy)
+        ctx.settings = settings
+        ctx.set_materialize_grads(False)
         return logprobs, entropy
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:
+    def backward(
+        ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
+    ) -> tuple[Any, ...]:
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
+        if grad_logprobs is None:
+            grad_logprobs = torch.zeros_like(normaliser)
         settings: _Settings = ctx.settings
         hidden_c, weight_c = hidden.to(settings.compute), weight.to(settings.compute)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -156,7 +159,7 @@ class _LinearLogprobs(torch.autograd.Function):
         for rows in settings.chunks(len(targets)):
             logits = settings.logits(hidden_c[rows], weight_c, bias)
             capped = logits.clone() if settings.softcap is not None else None
-            g_entropy = (grad_entropy[rows], entropy[rows]) if ctx.with_entropy else None
+            g_entropy = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
             grad = _logit_gradient(
                 logits, normaliser[rows], targets[rows], grad_logprobs[rows], g_entropy
             )

@@ -42,7 +42,9 @@ def token_logprobs(
     from. Differentiable; memory does not grow with vocabulary x length.
     """
     wanted = wanted_positions(token_ids, lengths, mask)
-    layout, states = packed_states(model, token_ids, wanted, share_prefixes=share_prefixes)
+    columns = torch.arange(token_ids.shape[1], device=token_ids.device)
+    needed = (columns * wanted).amax(1)  # tokens that precede the last wanted one
+    layout, states = packed_states(model, token_ids, needed, share_prefixes=share_prefixes)
     rows, columns = wanted.nonzero(as_tuple=True)
     hidden = states.index_select(0, layout.node[rows, columns - 1])
     logprobs, entropy = linear_logprobs(
@@ -62,15 +64,15 @@ def wanted_positions(token_ids: Tensor, lengths: Tensor, mask: Tensor | None) ->
 
 
 def packed_states(
-    model: nn.Module, token_ids: Tensor, wanted: Tensor, *, share_prefixes: bool = True
+    model: nn.Module, token_ids: Tensor, lengths: Tensor, *, share_prefixes: bool = True
 ) -> tuple[PackedLayout, Tensor]:
-    """Last hidden states ``[N, D]`` of all that precedes each row's last wanted token."""
-    columns = torch.arange(token_ids.shape[1], device=token_ids.device)
-    needed = (columns * wanted).amax(1) if token_ids.numel() else columns.new_zeros(len(token_ids))
-    layout = pack(token_ids, needed, share_prefixes=share_prefixes)
+    """Last hidden states ``[N, D]`` of the first ``lengths[B]`` tokens of each row."""
+    layout = pack(token_ids, lengths, share_prefixes=share_prefixes)
     trunk = trunk_of(model)
     if layout.token_ids.numel() == 0:
-        return layout, _no_states(model)
+        # No rows, but still a function of the weights: an empty batch can call backward too.
+        table: Any = model.get_input_embeddings()  # type: ignore[operator]
+        return layout, table.weight[:0]
     # A mask with four axes is passed through untouched: transformers must not build its own.
     no_mask = torch.zeros((1, 1, 1, 1), device=token_ids.device)
     output = trunk(
@@ -82,12 +84,6 @@ def packed_states(
     )
     states: Tensor = output.last_hidden_state[0]
     return layout, states
-
-
-def _no_states(model: nn.Module) -> Tensor:
-    """No rows, but connected to the weights, so that ``backward`` works on an empty batch."""
-    weight = head_of(model).weight
-    return weight[:0]
 
 
 def scatter(values: Tensor, rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:

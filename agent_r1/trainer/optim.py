@@ -51,28 +51,35 @@ class OptimizerSet:
             optimizer.load_state_dict(part)
 
 
-def build_optimizers(model: nn.Module, config: SftOptimConfig, total_steps: int) -> OptimizerSet:
+def build_optimizers(model: nn.Module, config: OptimConfig, total_steps: int) -> OptimizerSet:
     """The optimizers of ``config`` for all trainable weights of ``model``."""
+    extra = config if isinstance(config, SftOptimConfig) else SftOptimConfig(lr=config.lr)
     matrices, others = _split(model) if config.name == "muon" else ([], _trainable(model))
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(
             torch.optim.Muon(
-                matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=config.momentum
+                matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=extra.momentum
             )
         )
-    rate = config.lr if config.name == "adamw" or config.lr_rest is None else config.lr_rest
+    rate = config.lr if config.name == "adamw" or extra.lr_rest is None else extra.lr_rest
     optimizers.append(
         torch.optim.AdamW(
-            _decay_groups(others, config.weight_decay), lr=rate, betas=config.betas, eps=config.eps
+            _decay_groups(others, config.weight_decay),
+            lr=rate,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
         )
     )
-    return OptimizerSet(optimizers, schedule(config, total_steps, config.lr_decay_ratio))
+    return OptimizerSet(optimizers, schedule(config, total_steps, extra.lr_decay_ratio))
 
 
 def schedule(config: OptimConfig, total_steps: int, decay_ratio: float = 1.0) -> Schedule:
     """Linear warm-up from 0, a plateau, and a fall over the last ``decay_ratio`` of all steps."""
-    warmup = config.lr_warmup_steps or round(config.lr_warmup_steps_ratio * total_steps)
+    warmup = config.lr_warmup_steps
+    if warmup < 0:
+        warmup = round(config.lr_warmup_steps_ratio * total_steps)
     fall = max(1, min(round(decay_ratio * total_steps), total_steps - warmup))
     low, shape = config.min_lr_ratio, config.lr_scheduler_type
 
