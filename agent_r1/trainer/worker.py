@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,7 @@ from agent_r1.algorithms.stats import explained_variance, value_stats
 from agent_r1.config.policy import ActorConfig, CriticConfig
 from agent_r1.data.batch import Batch
 from agent_r1.errors import ConfigError
+from agent_r1.models.load import save_model
 from agent_r1.models.logprobs import TokenLogprobs, token_logprobs
 from agent_r1.models.value import ValueModel, Values
 from agent_r1.trainer.trainable import StepResult, Trainable
@@ -68,6 +70,9 @@ class PolicyWorker(Protocol):
         self, batch: Batch, returns: Tensor, old_values: Values
     ) -> dict[str, float]: ...
 
+    def export(self, path: Path) -> None:
+        """Write the policy and its tokenizer as a model folder."""
+
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -103,7 +108,7 @@ class LocalWorker:
     ``temperature`` is that of sampling. ``total_steps`` is the number of optimizer steps of
     the whole run, for the learning-rate schedules (:func:`optimizer_steps` computes it).
     ``loss_divisor`` is the constant of ``seq-mean-token-sum-norm`` unless the section names
-    one. ``seed`` decides the order of mini-batches.
+    one. ``seed`` decides the order of mini-batches. ``tokenizer`` is only exported along.
     """
 
     def __init__(
@@ -119,8 +124,10 @@ class LocalWorker:
         critic_config: CriticConfig | None = None,
         critic_total_steps: int | None = None,
         seed: int = 0,
+        tokenizer: Any = None,
     ) -> None:
         self._config = config
+        self._tokenizer = tokenizer
         self._critic_config = critic_config or CriticConfig()
         self._temperature = temperature
         self._divisor = config.loss_scale_factor or loss_divisor
@@ -332,6 +339,10 @@ class LocalWorker:
         return loss_weights(
             part.loss_mask, mode, trajectory_id=part.trajectory_id, divisor=self._divisor
         )
+
+    def export(self, path: Path) -> None:
+        """Write the policy and its tokenizer as a Hugging Face model folder."""
+        save_model(self.policy, self._tokenizer, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs; the reference is not in it."""
