@@ -189,16 +189,15 @@ class AgentLoop:
                 deadline=None if timeout is None else time.monotonic() + timeout,
             )
         )
+        clock = asyncio.timeout(timeout)
         try:
-            result = await asyncio.wait_for(env.astep(turn.text), timeout)
+            async with clock:
+                result = await env.astep(turn.text)
             observation, successes, active = validate_step_result(env, result)
-        except TimeoutError as failure:
-            raise _StepFailed(
-                f"{type(env).__name__}.step gave no answer within {timeout} s: give the tool a "
-                "time limit of its own, or raise tool.timeout_s"
-            ) from failure
         except Exception as failure:
-            raise _StepFailed(_describe(failure)) from failure
+            hung = f"{type(env).__name__}.step gave no answer within {timeout} s: give the tool a "
+            hung += "time limit of its own, or raise tool.timeout_s"
+            raise _StepFailed(hung if clock.expired() else _describe(failure)) from failure
         seconds = time.perf_counter() - started
         calls = tuple(ToolCall(ok, seconds / len(successes)) for ok in successes)
         return replace(turn, tool_calls=calls, tool_seconds=seconds), observation, active

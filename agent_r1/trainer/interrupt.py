@@ -51,7 +51,11 @@ class StopRequest:
         async def watched() -> T:
             task = asyncio.current_task()
             assert task is not None
-            self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)  # type: ignore[func-returns-value]
+
+            def cancel() -> None:
+                loop.call_soon_threadsafe(task.cancel)
+
+            self._cancel = cancel
             try:
                 return await coroutine
             finally:

@@ -1,0 +1,251 @@
+"""From scored trajectories to advantages: the wiring of ``algorithms/`` for one step.
+
+Everything that is configured under ``algorithm`` happens here, in this order: what each
+outcome means, KL to the reference in the reward, process rewards, the estimator, and the
+correction for an engine that samples from a slightly different policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from agent_r1.algorithms.episodes import AdvantageInputs
+from agent_r1.algorithms.kl import kl_reward, make_kl_controller
+from agent_r1.algorithms.masked import masked_mean
+from agent_r1.algorithms.off_policy import importance_weights, proximal_logprobs
+from agent_r1.algorithms.outcomes import OutcomePolicy
+from agent_r1.algorithms.registry import bind, resolve_advantage
+from agent_r1.algorithms.shaping import has_signal
+from agent_r1.algorithms.stats import explained_variance, mismatch_stats
+from agent_r1.config.schema import AlgorithmConfig
+from agent_r1.data.batch import Batch
+from agent_r1.models.value import Values
+from agent_r1.types import Trajectory
+
+CRITIC_ESTIMATORS = frozenset({"gae", "turn_gae"})
+"""Estimators that read values; a registered one says so with ``needs_values = True``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """What a step's trajectories are worth, token by token."""
+
+    batch: Batch
+    """With penalties in ``reward`` and masked outcomes taken out of ``loss_mask``."""
+    old_logprobs: Tensor  # [B, T]
+    advantages: Tensor  # [B, T]
+    returns: Tensor | None  # [B, T], what a critic learns
+    weights: Tensor | None  # [B, T], off-policy correction
+    metrics: dict[str, float]
+
+
+class CreditAssigner:
+    """Configured once; its KL controller is part of every checkpoint."""
+
+    def __init__(self, config: AlgorithmConfig) -> None:
+        self._config = config
+        self._estimator = resolve_advantage(config.adv_estimator)
+        policy = config.outcome_policy
+        table = {name: getattr(policy, name) for name in _CUT_SHORT}
+        self._outcomes = OutcomePolicy.from_options(table, penalty=policy.penalty)
+        self._kl = make_kl_controller(**config.kl_ctrl.model_dump())
+
+    @property
+    def needs_values(self) -> bool:
+        """Whether a critic is to be trained."""
+        declared = getattr(self._estimator, "needs_values", False)
+        return bool(declared) or self._config.adv_estimator in CRITIC_ESTIMATORS
+
+    @property
+    def needs_greedy(self) -> bool:
+        """Whether each task's greedy trajectory is the baseline."""
+        return self._config.adv_estimator == "remax"
+
+    @property
+    def needs_ref(self) -> bool:
+        """Whether the reward contains a KL term."""
+        return self._config.use_kl_in_reward
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the old log-probabilities are the trainer's own."""
+        return not self._config.rollout_correction.bypass_mode
+
+    @property
+    def max_sampling_rounds(self) -> int:
+        """Batches of prompts that one step may sample."""
+        filtering = self._config.filter_groups
+        return filtering.max_num_gen_batches if filtering.enable else 1
+
+    def informative(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        """Members of groups whose outcome metric varies (DAPO, equation 11), or all."""
+        filtering = self._config.filter_groups
+        if not filtering.enable:
+            return list(trajectories)
+        groups: dict[str, list[Trajectory]] = {}
+        for trajectory in trajectories:
+            groups.setdefault(trajectory.group_id, []).append(trajectory)
+        alive = [
+            members
+            for members in groups.values()
+            if has_signal([_outcome_metric(t, filtering.metric) for t in members])
+        ]
+        return [trajectory for members in alive for trajectory in members]
+
+    def assign(
+        self,
+        batch: Batch,
+        trajectories: Sequence[Trajectory],
+        recomputed: Tensor | None,
+        ref_logprobs: Tensor | None,
+        values: Values | None,
+        greedy_rewards: Mapping[str, float] | None = None,
+    ) -> Credit:
+        """Advantages of a batch that was laid out from ``trajectories``.
+
+        ``recomputed`` and ``ref_logprobs`` are ``[B, T]`` of the policy before the update
+        and of the reference; ``greedy_rewards`` maps group ids (ReMax).
+        """
+        owners = [t for t in trajectories for _ in t.samples()]
+        rows = self._outcomes.apply([t.outcome for t in owners], batch.reward, batch.loss_mask)
+        trained = dataclasses.replace(batch, reward=rows.reward, loss_mask=rows.loss_mask)
+        source = "recompute" if self.recomputes else "rollout"
+        old = proximal_logprobs(batch.behavior_logprobs, recomputed, source)
+        metrics: dict[str, float] = {}
+        token_reward = None
+        if ref_logprobs is not None and self._config.use_kl_in_reward:
+            token_reward = self._kl_in_reward(trained, old, ref_logprobs, metrics)
+        inputs = AdvantageInputs(
+            loss_mask=rows.loss_mask,
+            reward=rows.reward,
+            group_id=batch.group_id,
+            trajectory_id=batch.trajectory_id,
+            segment=batch.segment,
+            turn_index=batch.turn_index,
+            turn_reward=batch.turn_reward,
+            values=None if values is None else values.tokens,
+            token_reward=token_reward,
+            terminated=batch.terminated,
+            truncated=rows.truncated,
+            bootstrap_value=None if values is None else _last_segment(batch, values.final),
+            greedy_reward=_greedy(owners, greedy_rewards),
+            state_id=_state_ids(owners) if self._config.adv_estimator == "gigpo" else None,
+            counted=rows.counted,
+        )
+        result = bind(self._estimator, shared=self._options())(inputs)
+        metrics |= _summary(trained, result.advantages, result.returns, values)
+        if recomputed is not None:
+            diff = mismatch_stats(recomputed, batch.behavior_logprobs, batch.loss_mask)
+            metrics |= {f"training/{name}": value for name, value in diff.summary().items()}
+        weights = self._weights(trained, old, recomputed, metrics)
+        return Credit(trained, old, result.advantages, result.returns, weights, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kl": dict(self._kl.state_dict())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._kl.load_state_dict(state["kl"])
+
+    def _options(self) -> dict[str, Any]:
+        names = ("gamma", "lam", "norm_adv_by_std_in_grpo", "process_reward_coef")
+        return {name: getattr(self._config, name) for name in names}
+
+    def _kl_in_reward(
+        self, batch: Batch, old: Tensor, ref: Tensor, metrics: dict[str, float]
+    ) -> Tensor:
+        coef = self._kl.coef
+        kl = kl_reward(old, ref, batch.loss_mask, coef=coef, kind=self._config.kl_penalty)
+        self._kl.update(kl.mean_kl, len(batch.trajectory_id.unique()))
+        metrics |= {"actor/reward_kl_penalty": kl.mean_kl, "actor/reward_kl_penalty_coeff": coef}
+        return kl.token_reward
+
+    def _weights(
+        self, batch: Batch, old: Tensor, recomputed: Tensor | None, metrics: dict[str, float]
+    ) -> Tensor | None:
+        correction = self._config.rollout_correction
+        if correction.rollout_is == "none" or recomputed is None:
+            return None
+        weights = importance_weights(
+            old,
+            batch.behavior_logprobs,
+            batch.loss_mask,
+            level=correction.rollout_is,
+            mode=correction.mode,
+            upper=correction.rollout_is_threshold,
+            lower=correction.rollout_is_threshold_lower,
+            trajectory_id=batch.trajectory_id,
+        )
+        metrics["training/rollout_is_mean"] = float(masked_mean(weights, batch.loss_mask))
+        return weights
+
+
+_CUT_SHORT = ("turn_limit", "length", "context", "timeout")
+
+
+def _outcome_metric(trajectory: Trajectory, metric: str) -> float:
+    """The metric before shaping: length penalties make every group look alive."""
+    assert trajectory.reward is not None
+    parts = trajectory.reward.parts
+    if metric == "reward":
+        return trajectory.reward.value - parts.get("overlong", 0.0)
+    return parts.get(metric, 0.0)
+
+
+def _last_segment(batch: Batch, final: Tensor) -> Tensor:
+    """[B] V after each trajectory's last token, repeated on all of its rows."""
+    owner = batch.trajectory_id.tolist()
+    last: dict[int, int] = {}
+    for row in torch.argsort(batch.segment, stable=True).tolist():
+        last[owner[row]] = row
+    return final[torch.tensor([last[trajectory] for trajectory in owner])]
+
+
+def _greedy(owners: Sequence[Trajectory], rewards: Mapping[str, float] | None) -> Tensor | None:
+    if rewards is None:
+        return None
+    return torch.tensor([rewards[t.group_id] for t in owners], dtype=torch.float32)
+
+
+def _state_ids(owners: Sequence[Trajectory]) -> Tensor:
+    """[B, K] number of the state each turn was taken in (GiGPO's anchor states).
+
+    Siblings are in the same state when the environment last showed them the same text.
+    """
+    width = max(len(t.turns) for t in owners)
+    numbers: dict[tuple[str, str], int] = {}
+    ids = torch.full((len(owners), width), -1, dtype=torch.int64)
+    for row, trajectory in enumerate(owners):
+        seen = ["", *(turn.observation_text for turn in trajectory.turns)]
+        for k in range(len(trajectory.turns)):
+            ids[row, k] = numbers.setdefault((trajectory.group_id, seen[k]), len(numbers))
+    return ids
+
+
+def _summary(
+    batch: Batch, advantages: Tensor, returns: Tensor | None, values: Values | None
+) -> dict[str, float]:
+    """The field's names for advantages, returns and values over action tokens."""
+    mask = batch.loss_mask
+    metrics: dict[str, float] = {}
+    if not bool(mask.any()):
+        return metrics
+    named = {"advantages": advantages, "returns": returns}
+    if values is not None:
+        named["values"] = values.tokens
+    for name, tensor in named.items():
+        if tensor is not None:
+            chosen = tensor[mask].double()
+            metrics |= {
+                f"critic/{name}/mean": float(chosen.mean()),
+                f"critic/{name}/max": float(chosen.max()),
+                f"critic/{name}/min": float(chosen.min()),
+            }
+    if values is not None and returns is not None:
+        metrics["critic/vf_explained_var"] = explained_variance(values.tokens, returns, mask)
+    return metrics
