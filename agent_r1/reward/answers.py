@@ -1,0 +1,193 @@
+r"""Finding the answer in a model's text, and deciding whether it is the right one.
+
+What counts as *the answer* of a text, in all rewards here:
+
+1. Thinking is no answer: what stands before the last ``</think>`` or after a ``<think>``
+   that never ends is ignored. Programs are none either: ``<code>`` blocks are ignored,
+   unfinished ones too.
+2. Of what is left, the **last** ``\boxed{...}`` with balanced braces counts. So a model may
+   repeat the instructions, box steps, and correct itself. An empty box is no answer.
+3. Without any box, the content of the last ``<answer>...</answer>``.
+4. Otherwise there is no answer. A number somewhere in prose does not count.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from fractions import Fraction
+
+from agent_r1.reward.limits import TimeLimit, time_limit
+
+MAX_ANSWER_LENGTH = 1000
+"""Longer answers are compared as text only."""
+
+_CODE = re.compile(r"<code>.*?(?:</code>|\Z)", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+
+
+def prose(text: str) -> str:
+    """The part of a text in which an answer may stand: no thinking, no programs."""
+    text = text.rpartition("</think>")[2]
+    text = text.partition("<think>")[0]
+    return _CODE.sub(" ", text)
+
+
+def final_answer(text: str) -> str | None:
+    """The answer that a text gives, by the rules above; ``None`` if it gives none."""
+    text = prose(text)
+    boxes = boxed(text)
+    if boxes:
+        return boxes[-1] or None
+    tagged = _ANSWER.findall(text)
+    return (tagged[-1].strip() or None) if tagged else None
+
+
+def boxed(text: str) -> list[str]:
+    r"""Contents of all complete ``\boxed{...}``, in order; of nested ones the outer."""
+    found: list[str] = []
+    position = 0
+    while (match := _BOX.search(text, position)) is not None:
+        end = _closing_brace(text, match.end())
+        if end is None:
+            position = match.end()
+            continue
+        found.append(text[match.end() : end].strip())
+        position = end + 1
+    return found
+
+
+_LONGEST_BOX = 20_000
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth = 1
+    i = start
+    while i < min(len(text), start + _LONGEST_BOX):
+        if text[i] == "\\":
+            i += 1  # an escaped brace does not count
+        elif text[i] == "{":
+            depth += 1
+        elif text[i] == "}":
+            depth -= 1
+            if depth == 0:
+                return i
+        i += 1
+    return None
+
+
+_WRAPPERS = (
+    re.compile(r"\$+(.*?)\$+", re.DOTALL),
+    re.compile(r"\\\((.*)\\\)", re.DOTALL),
+    re.compile(r"\\\[(.*)\\\]", re.DOTALL),
+    re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"),
+)
+
+
+def plain(answer: str) -> str:
+    """An answer without mathematics delimiters, outer spaces and a closing full stop."""
+    answer = answer.strip()
+    for wrapper in _WRAPPERS:
+        if (match := wrapper.fullmatch(answer)) is not None:
+            answer = match[1].strip()
+    return answer.removesuffix(".").strip()
+
+
+_SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\s+")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
+_FRACTION = re.compile(r"([+-]?)\\[dtc]?frac\{([+-]?\d+)\}\{([+-]?\d+)\}")
+_NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?(?:/[+-]?\d+)?")
+
+
+def as_number(answer: str) -> Fraction | None:
+    r"""The exact value of a plain number: ``-1,234.50``, ``3/4``, ``\frac{3}{4}``, ``1e-3``.
+
+    A leading currency sign is dropped. ``50\%`` is not a plain number: whether it means
+    50 or 0.5 depends on the question. More digits than ``MAX_ANSWER_LENGTH`` are none.
+    """
+    text = _THOUSANDS.sub("", plain(answer).replace("\u2212", "-"))
+    text = _SPACES.sub("", text).removeprefix("\\$").removeprefix("$")
+    text = _FRACTION.sub(r"\1\2/\3", text)
+    if len(text) > MAX_ANSWER_LENGTH or _NUMBER.fullmatch(text) is None:
+        return None
+    above, _, below = text.partition("/")
+    try:
+        return Fraction(above) / (Fraction(below) if below else 1)
+    except ZeroDivisionError:
+        return None
+
+
+def same_text(answer: str, reference: str) -> bool:
+    """Equal but for delimiters, spaces and the case of letters outside of LaTeX commands."""
+    left, right = (_SPACES.sub("", plain(text)) for text in (answer, reference))
+    if left == right:
+        return True
+    return "\\" not in left + right and left.casefold() == right.casefold()
+
+
+def numeric_equal(answer: str, reference: str, *, tolerance: float = 0.0) -> bool:
+    """Equal as plain numbers, up to a relative tolerance (exact rational arithmetic)."""
+    left, right = as_number(answer), as_number(reference)
+    if left is None or right is None:
+        return False
+    return abs(left - right) <= Fraction(tolerance) * abs(right)
+
+
+_RUNAWAY = re.compile(
+    r"(?:\^|\*\*)\s*[{(]*\s*[+-]?\d{5,}"  # exponents of five digits and more
+    r"|(?:\^|\*\*)\s*\{[^{}]*(?:\^|\*\*|!)"  # towers of powers
+    r"|\d{5,}\s*!|!\s*!|\)\s*!"  # large, double and nested factorials
+)
+
+
+_WITH_UNIT = re.compile(
+    r"(\S*\d\S*)\s+(?!(?:hundred|thousand|million|billion|trillion|dozen|score)s?\b)"
+    r"[A-Za-z]{2,}(?: [A-Za-z]+){0,3}"
+)
+
+
+def without_unit(answer: str) -> str:
+    """``18`` for ``18 dollars``; anything else, numerals such as ``2 million`` too, unchanged."""
+    match = _WITH_UNIT.fullmatch(plain(answer))
+    return match[1] if match else answer
+
+
+def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
+    r"""Whether two answers mean the same mathematical object.
+
+    Text and plain numbers are compared first, which settles most cases in microseconds.
+    The rest is parsed and compared by math-verify: LaTeX, fractions, roots, intervals,
+    sets, tuples, equations, units, percentages (``50\%`` equals ``50`` and ``0.5``).
+
+    Not equal, instead of an error or a long wait: text that cannot be parsed, that is
+    longer than ``MAX_ANSWER_LENGTH``, whose evaluation would run away (towers of powers),
+    or that is not decided within ``seconds`` (see :func:`time_limit` for what that bounds).
+    """
+    if same_text(answer, reference) or numeric_equal(answer, reference):
+        return True
+    if numeric_equal(without_unit(answer), without_unit(reference)):
+        return True
+    if as_number(answer) is not None and as_number(reference) is not None:
+        return False
+    if max(len(answer), len(reference)) > MAX_ANSWER_LENGTH or _RUNAWAY.search(answer):
+        return False
+    try:
+        with time_limit(seconds):
+            return _verify(answer, reference)
+    except TimeLimit:
+        return False
+
+
+def _verify(answer: str, reference: str) -> bool:
+    """Ask math-verify. Its own time limits are off: they work in main threads only."""
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # it warns that its limits are off
+    from math_verify import parse, verify
+
+    left, right = (
+        parse(f"$\\boxed{{{plain(text)}}}$", parsing_timeout=None) for text in (answer, reference)
+    )
+    if not left or not right:
+        return False
+    return bool(verify(right, left, timeout_seconds=None))
