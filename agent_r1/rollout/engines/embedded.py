@@ -1,0 +1,172 @@
+"""The embedded engine: generation inside the trainer's process, on the trainer's weights."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from agent_r1.errors import EngineError
+from agent_r1.rollout.engines.embedded_cache import SlotCache
+from agent_r1.rollout.engines.embedded_loop import DecodeLoop, EngineStats, Reply
+from agent_r1.rollout.engines.embedded_model import bind, make_runner, make_twin
+from agent_r1.rollout.engines.embedded_schedule import Request, Schedule
+from agent_r1.rollout.engines.embedded_slots import SlotTable
+from agent_r1.rollout.engines.embedded_stop import StopSets, token_bytes
+from agent_r1.types import Completion, SamplingParams
+
+__all__ = ["EmbeddedEngine", "EngineStats"]
+
+
+class EmbeddedEngine:
+    """Continuous batching over a transformers causal language model; an ``Engine``.
+
+    The engine computes with the very parameters of ``model``, so an optimizer's step is
+    served by the next request: ``load_weights`` has nothing to copy, it forgets what was
+    computed with the old values and sets the version. It must be called after every
+    update, as keys and values of the old weights would mix with the new ones otherwise.
+    A sequence keeps its keys and values between turns; a prompt that extends them is
+    computed from where they end. Prompts with a common beginning compute it once.
+
+    ``max_slots`` sequences hold keys and values at a time; others queue, and sequences
+    that wait for their environment are evicted for them. With ``deterministic`` the
+    batches, and so tokens and log-probabilities to the last bit, depend on seeds and
+    texts only, not on how long tools take: see :mod:`.embedded_schedule` for the rule.
+    All sequences that run together must then be announced by one ``open`` and each must
+    submit or be released; whoever does neither for ``max_wait_s`` is no longer waited
+    for. ``readmit_after`` is the number of steps after which a sequence rejoins.
+
+    A completion ends with ``Finish.STOP`` when a stop string is complete, with
+    ``Finish.EOS`` at an end token (the model's own, ``stop_token_ids``), and with
+    ``Finish.LENGTH`` at ``max_new_tokens`` or at the end of the context. ``eos_ids``
+    replaces the end tokens that the model's generation config and the tokenizer name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        max_model_len: int,
+        max_slots: int = 256,
+        deterministic: bool = True,
+        readmit_after: int = 8,
+        prefill_chunk: int = 2048,
+        max_wait_s: float = 600.0,
+        eos_ids: Iterable[int] | None = None,
+    ) -> None:
+        if min(max_model_len, max_slots, readmit_after, prefill_chunk) < 1 or max_wait_s <= 0:
+            raise EngineError(
+                "max_model_len, max_slots, readmit_after, prefill_chunk and max_wait_s must be "
+                f"positive, not {max_model_len}, {max_slots}, {readmit_after}, {prefill_chunk}, "
+                f"{max_wait_s}"
+            )
+        weight = next(model.parameters())
+        ends = _eos_ids(model, tokenizer) if eos_ids is None else tuple(eos_ids)
+        self._max_model_len = max_model_len
+        self._vocabulary = _vocabulary_size(model)
+        self._source = model
+        self._twin = make_twin(model)
+        self._loop = DecodeLoop(
+            make_runner(self._twin),
+            SlotCache(weight.device, weight.dtype, max_model_len),
+            StopSets(token_bytes(tokenizer, self._vocabulary), ends),
+            Schedule(deterministic=deterministic, readmit_after=readmit_after),
+            SlotTable(max_slots),
+            device=weight.device,
+            prefill_chunk=prefill_chunk,
+            max_wait_s=max_wait_s,
+        )
+        # The thread knows the loop, not this object: an engine that is dropped or that
+        # lives until the interpreter exits stops its thread all the same.
+        self._finalizer = weakref.finalize(self, self._loop.close)
+
+    @property
+    def max_model_len(self) -> int:
+        """Largest prompt plus completion, in tokens."""
+        return self._max_model_len
+
+    def open(self, request_ids: Sequence[str]) -> None:
+        """Announce sequences that run together, in the order in which rows are laid out."""
+        self._loop.post(functools.partial(self._loop.open, tuple(request_ids)))
+
+    async def generate(
+        self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> Completion:
+        """Sample one completion; ``max_new_tokens`` is clamped to what the context holds."""
+        prompt = list(prompt_ids)
+        self._check(prompt)
+        limit = min(params.max_new_tokens, self._max_model_len - len(prompt))
+        reply: Reply[Completion] = Reply()
+        request = Request(prompt, params, limit, reply)
+        self._loop.post(functools.partial(self._loop.submit, request_id, request))
+        try:
+            return await reply.future
+        except asyncio.CancelledError:
+            self._post_quietly(functools.partial(self._loop.cancel, request_id, request))
+            raise
+
+    def release(self, request_id: str) -> None:
+        """The sequence is over; its slot is free. Unknown ids are ignored."""
+        self._post_quietly(functools.partial(self._loop.release, request_id))
+
+    async def load_weights(self, source: Any, version: int) -> None:
+        """Serve ``source``: None or the model itself after an update, another module of
+        the same architecture, a mapping of tensors, or a folder of safetensors.
+        """
+        chosen = self._source if source is None else source
+        reply: Reply[None] = Reply()
+        binding = functools.partial(bind, self._twin, chosen)
+        self._loop.post(functools.partial(self._loop.load, binding, version, reply))
+        await reply.future
+
+    async def close(self) -> None:
+        """Fail what waits, stop the thread, free the cache. May be called again."""
+        await asyncio.to_thread(self._finalizer)
+
+    def stats(self) -> EngineStats:
+        """Counters since the engine was built; a consistent enough view while it runs."""
+        return self._loop.stats()
+
+    def _check(self, prompt: list[int]) -> None:
+        if len(prompt) >= self._max_model_len:
+            raise EngineError(
+                f"a prompt of {len(prompt)} tokens leaves no room in a context of "
+                f"{self._max_model_len}; raise max_model_len or shorten the prompt"
+            )
+        if not prompt:
+            raise EngineError("a prompt needs at least one token")
+        if min(prompt) < 0 or max(prompt) >= self._vocabulary:
+            raise EngineError(
+                f"token ids must lie in 0..{self._vocabulary - 1}; this prompt has "
+                f"{min(prompt)}..{max(prompt)}: is the tokenizer that of the model?"
+            )
+
+    def _post_quietly(self, command: Any) -> None:
+        """Post a command that a closed engine has no use for."""
+        try:
+            self._loop.post(command)
+        except EngineError:
+            return
+
+
+def _vocabulary_size(model: nn.Module) -> int:
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    return int(embedding.weight.shape[0])
+
+
+def _eos_ids(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """The end tokens named by the generation config, the model config and the tokenizer."""
+    found: list[int] = []
+    for holder in (
+        getattr(model, "generation_config", None),
+        getattr(model, "config", None),
+        tokenizer,
+    ):
+        value = getattr(holder, "eos_token_id", None)
+        found += value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+    return tuple(dict.fromkeys(int(index) for index in found))

@@ -1,0 +1,219 @@
+"""Attention of one engine step over the slot cache.
+
+A step's tokens lie flat: first one token for each decoding row, row ``i`` in slot ``i``,
+then the chunks of prompts that are being computed, one after another. Every projection of
+the model runs on all of them at once; only attention tells the two kinds apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from agent_r1.rollout.engines.embedded_cache import SlotCache
+
+_BUCKET = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive prompt tokens of one sequence, at positions ``start, start + 1, …``."""
+
+    slot: int
+    start: int
+    token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _ChunkGroup:
+    """Chunks of similar length, padded to ``[M, C]``."""
+
+    slots: Tensor  # [M]
+    gather: Tensor  # [M, C] flat token index; padding repeats the chunk's first token
+    position: Tensor  # [M, C]
+    flat: Tensor  # [sum of lengths] flat index of the real tokens, chunk by chunk
+    inside: Tensor  # [sum of lengths] their index in the flattened [M, C]
+    key_length: int
+
+
+class StepBatch:
+    """The flat tokens of one step and everything attention derives from their layout."""
+
+    def __init__(
+        self,
+        cache: SlotCache,
+        tokens: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        chunks: Sequence[Chunk],
+        device: torch.device,
+    ) -> None:
+        self.rows = len(tokens)
+        self._cache = cache
+        self._device = device
+        spans = [np.arange(c.start, c.start + len(c.token_ids)) for c in chunks]
+        slots = [np.arange(self.rows), *(np.full(len(c.token_ids), c.slot) for c in chunks)]
+        self._positions = np.concatenate([positions, *spans])
+        self._slots = np.concatenate(slots)
+        self.token_ids = self._tensor(
+            np.concatenate([tokens, *(np.asarray(c.token_ids) for c in chunks)])
+        )  # [T]
+        self.positions = self._tensor(self._positions)  # [T]
+        self._key_length = self._bucket(int(positions.max()) + 1 if self.rows else 0)
+        self._groups = self._group(chunks)
+        self._write_index: dict[int, Tensor] = {}
+        self._bias: dict[tuple[int, int | None], Tensor] = {}
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Store ``key``/``value`` ``[T, Hkv, D]`` and attend with ``query[T, H, D]``.
+
+        Returns ``[T, H, D]``. A token sees the positions up to its own, only the last
+        ``window`` of them where a window is given.
+        """
+        keys, values = self._cache.layer(layer, key.shape[1], key.shape[2], value.shape[2])
+        index = self._index(key.shape[1])
+        keys.view(-1, keys.shape[-1]).index_copy_(0, index, key.reshape(-1, key.shape[-1]))
+        values.view(-1, values.shape[-1]).index_copy_(0, index, value.reshape(-1, value.shape[-1]))
+        if not self._groups:
+            return self._decode(query, keys, values, scale, window, softcap)
+        out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+        if self.rows:
+            part = self._decode(query[: self.rows], keys, values, scale, window, softcap)
+            out[: self.rows] = part
+        for number, group in enumerate(self._groups):
+            mask = self._mask(number, group, window)
+            padded = query[group.gather].transpose(1, 2)
+            rows = keys[:, :, : group.key_length].index_select(0, group.slots)
+            cols = values[:, :, : group.key_length].index_select(0, group.slots)
+            part = _masked_attention(padded, rows, cols, mask, scale, softcap)
+            flat = part.transpose(1, 2).flatten(0, 1)
+            out.index_copy_(0, group.flat, flat.index_select(0, group.inside))
+        return out
+
+    def _decode(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """One query per row. The queries that share a key head form one small matrix."""
+        count, heads, dim = query.shape
+        kv_heads, length = keys.shape[1], self._key_length
+        if query.device.type == "cpu" and query.dtype == torch.float32 and not softcap:
+            grouped = query.reshape(count * kv_heads, heads // kv_heads, dim)
+            flat_keys = keys[:count].flatten(0, 1)[:, :length]
+            flat_values = values[:count].flatten(0, 1)[:, :length]
+            bias = self._decode_bias(kv_heads, window)
+            scores = torch.baddbmm(bias, grouped, flat_keys.transpose(1, 2), alpha=scale)
+            return torch.bmm(scores.softmax(-1), flat_values).view(count, heads, -1)
+        grouped = query.reshape(count, kv_heads, heads // kv_heads, dim)
+        mask = self._decode_mask(window)[:, None, None]
+        rows, cols = keys[:count, :, :length], values[:count, :, :length]
+        out = _masked_attention(grouped, rows, cols, mask, scale, softcap)
+        return out.reshape(count, heads, -1)
+
+    def _decode_mask(self, window: int | None) -> Tensor:
+        """``[rows, keys]``: True where a row may look."""
+        return _visible(self.positions[: self.rows, None], self._key_length, window)
+
+    def _decode_bias(self, kv_heads: int, window: int | None) -> Tensor:
+        """``[rows * kv_heads, 1, keys]``: 0 where a row may look, minus infinity elsewhere."""
+        known = self._bias.get((kv_heads, window))
+        if known is None:
+            mask = self._decode_mask(window)
+            bias = torch.zeros(mask.shape, device=self._device).masked_fill_(~mask, -torch.inf)
+            known = bias.repeat_interleave(kv_heads, 0)[:, None]
+            self._bias[kv_heads, window] = known
+        return known
+
+    def _mask(self, number: int, group: _ChunkGroup, window: int | None) -> Tensor:
+        """``[M, 1, C, keys]``."""
+        known = self._masks.get((number, window))
+        if known is None:
+            known = _visible(group.position[..., None], group.key_length, window)[:, None]
+            self._masks[number, window] = known
+        return known
+
+    def _index(self, heads: int) -> Tensor:
+        """``[T * heads]``: where each token's heads are stored, in units of ``head_dim``."""
+        known = self._write_index.get(heads)
+        if known is None:
+            blocks = self._slots[:, None] * heads + np.arange(heads)
+            flat = blocks * self._cache.length + self._positions[:, None]
+            known = self._write_index[heads] = self._tensor(flat.reshape(-1))
+        return known
+
+    def _group(self, chunks: Sequence[Chunk]) -> list[_ChunkGroup]:
+        """Put chunks whose lengths have the same number of bits together."""
+        classes: dict[int, list[tuple[int, Chunk]]] = {}
+        at = self.rows
+        for chunk in chunks:
+            classes.setdefault(len(chunk.token_ids).bit_length(), []).append((at, chunk))
+            at += len(chunk.token_ids)
+        return [self._pad(members) for members in classes.values()]
+
+    def _pad(self, members: list[tuple[int, Chunk]]) -> _ChunkGroup:
+        lengths = np.array([len(chunk.token_ids) for _, chunk in members])
+        starts = np.array([at for at, _ in members])
+        column = np.arange(lengths.max())
+        real = column < lengths[:, None]
+        gather = starts[:, None] + np.where(real, column, 0)
+        longest = max(chunk.start + len(chunk.token_ids) for _, chunk in members)
+        return _ChunkGroup(
+            slots=self._tensor(np.array([chunk.slot for _, chunk in members])),
+            gather=self._tensor(gather),
+            position=self._tensor(self._positions[gather]),
+            flat=self._tensor(gather[real]),
+            inside=self._tensor(np.flatnonzero(real)),
+            key_length=self._bucket(longest),
+        )
+
+    def _bucket(self, length: int) -> int:
+        """Key lengths come in few sizes, so that kernels and allocations repeat."""
+        return min(-(-length // _BUCKET) * _BUCKET, self._cache.length)
+
+    def _tensor(self, array: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
+
+
+def _visible(position: Tensor, length: int, window: int | None) -> Tensor:
+    """Which of ``length`` keys each position sees; adds a last axis."""
+    key = torch.arange(length, device=position.device)
+    seen = key <= position
+    if window is not None:
+        seen &= key > position - window
+    return seen
+
+
+def _masked_attention(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None
+) -> Tensor:
+    """``query[M, H, C, D]`` over ``keys`` and ``values`` ``[M, Hkv, L, D]``."""
+    if not softcap:
+        grouped = query.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, scale=scale, enable_gqa=grouped
+        )
+    repeat = query.shape[1] // keys.shape[1]
+    scores = query @ keys.repeat_interleave(repeat, 1).transpose(-1, -2) * scale
+    scores = (torch.tanh(scores / softcap) * softcap).float()
+    probs = scores.masked_fill(~mask, -torch.inf).softmax(-1).to(query.dtype)
+    return probs @ values.repeat_interleave(repeat, 1)

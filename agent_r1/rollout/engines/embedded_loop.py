@@ -1,0 +1,478 @@
+"""The decode loop of the embedded engine: one thread that owns all of its state."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from agent_r1.errors import EngineError
+from agent_r1.rollout.engines.embedded_attention import Chunk, StepBatch
+from agent_r1.rollout.engines.embedded_cache import SlotCache
+from agent_r1.rollout.engines.embedded_model import Runner
+from agent_r1.rollout.engines.embedded_rows import RowArrays
+from agent_r1.rollout.engines.embedded_sampler import sample
+from agent_r1.rollout.engines.embedded_schedule import (
+    Phase,
+    Request,
+    Schedule,
+    Tracked,
+    Verdict,
+)
+from agent_r1.rollout.engines.embedded_slots import PrefixIndex, SlotTable, common_prefix
+from agent_r1.rollout.engines.embedded_stop import StopSets
+from agent_r1.types import Completion, Finish
+
+T = TypeVar("T")
+_CLOSED = "the engine is closed; build a new one"
+_SHARED_LEAST = 8
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine has done since it was built."""
+
+    generated_tokens: int = 0
+    prefill_tokens: int = 0
+    """Prompt tokens that were computed, the one that each turn's decoding starts from included."""
+    reused_tokens: int = 0
+    """Prompt tokens whose keys and values were still there from the turn before."""
+    shared_tokens: int = 0
+    """Prompt tokens copied from another sequence with the same beginning."""
+    decode_steps: int = 0
+    """Forward passes that sampled."""
+    decode_rows: int = 0
+    """Rows computed in them; equals ``generated_tokens`` as no finished row is computed."""
+    steps: int = 0
+    """Forward passes."""
+    busy_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    """Waiting for announced sequences that were with their environments."""
+    evictions: int = 0
+    late_sequences: int = 0
+    """Sequences that were given up on after ``max_wait_s``."""
+    policy_version: int = 0
+
+
+class Reply(Generic[T]):
+    """The future of an asyncio caller, to be resolved from the engine's thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self.loop.create_future()
+
+    def set(self, value: T) -> None:
+        self._call(self._set_result, value)
+
+    def fail(self, error: BaseException) -> None:
+        self._call(self._set_exception, error)
+
+    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, argument)
+        except RuntimeError:  # The caller's loop is closed: nobody waits any more.
+            return
+
+    def _set_result(self, value: T) -> None:
+        if not self.future.done():
+            self.future.set_result(value)
+
+    def _set_exception(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Counters:
+    generated: int = 0
+    prefill: int = 0
+    reused: int = 0
+    shared: int = 0
+    decode_steps: int = 0
+    rows: int = 0
+    steps: int = 0
+    busy: float = 0.0
+    wait: float = 0.0
+
+
+class DecodeLoop:
+    """Takes commands from any thread and runs the model in a thread of its own."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        cache: SlotCache,
+        stops: StopSets,
+        schedule: Schedule,
+        slots: SlotTable,
+        *,
+        device: torch.device,
+        prefill_chunk: int,
+        max_wait_s: float,
+    ) -> None:
+        self._runner = runner
+        self._cache = cache
+        self._stops = stops
+        self._schedule = schedule
+        self._slots = slots
+        self._device = device
+        self._prefill_chunk = prefill_chunk
+        self._max_wait_s = max_wait_s
+        self._rows = RowArrays()
+        self._prefixes = PrefixIndex()
+        self._prefilling: list[Tracked] = []
+        self._count = _Counters()
+        self._version = 0
+        self._condition = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    # Called from any thread.
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Have a command run by the loop's thread before its next step."""
+        with self._condition:
+            if self._closing:
+                raise EngineError(_CLOSED)
+            self._commands.append(command)
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=self._run, name="agent-r1-engine", daemon=True
+                )
+                self._thread.start()
+            self._condition.notify()
+
+    def close(self) -> None:
+        """Stop after the step in progress; every waiting request fails. Idempotent."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def stats(self) -> EngineStats:
+        c = self._count
+        return EngineStats(
+            generated_tokens=c.generated,
+            prefill_tokens=c.prefill,
+            reused_tokens=c.reused,
+            shared_tokens=c.shared,
+            decode_steps=c.decode_steps,
+            decode_rows=c.rows,
+            steps=c.steps,
+            busy_seconds=c.busy,
+            wait_seconds=c.wait,
+            evictions=self._slots.evictions,
+            late_sequences=self._schedule.late,
+            policy_version=self._version,
+        )
+
+    # Commands, run by the loop's thread.
+
+    def open(self, ids: Sequence[str]) -> None:
+        for sequence in self._schedule.open(ids):
+            self._interrupt(sequence, "was announced again")
+            self._drop(sequence)
+
+    def submit(self, name: str, request: Request) -> None:
+        try:
+            self._schedule.submit(name, request)
+        except EngineError as error:
+            request.reply.fail(error)
+
+    def cancel(self, name: str, request: Request) -> None:
+        """Free the work of a request unless it is over already."""
+        sequence = self._schedule.get(name)
+        if sequence is not None and sequence.request is request:
+            self._schedule.abandon(sequence)
+            self._forget_work(sequence)
+
+    def release(self, name: str) -> None:
+        sequence = self._schedule.get(name)
+        if sequence is not None:
+            self._interrupt(sequence, "was released")
+        over = self._schedule.release(name)
+        if over is not None:
+            self._drop(over)
+
+    def _interrupt(self, sequence: Tracked, what: str) -> None:
+        if sequence.request is not None:
+            message = f"{sequence.id} {what} while its request was in flight"
+            sequence.request.reply.fail(EngineError(message))
+            self._schedule.abandon(sequence)
+
+    def load(self, bind: Callable[[], None], version: int, reply: Reply[None]) -> None:
+        """Serve other weights; what was computed with the old ones is forgotten."""
+        busy = [s.id for s in self._schedule if s.request is not None]
+        if busy:
+            reply.fail(
+                EngineError(
+                    f"{len(busy)} requests are in flight ({busy[0]}, …); "
+                    "await them before loading weights"
+                )
+            )
+            return
+        try:
+            bind()
+            self._runner.refresh()
+        except Exception as error:
+            reply.fail(_translated(error))
+            return
+        self._slots.clear()
+        self._prefixes.clear()
+        self._version = version
+        reply.set(None)
+
+    # The thread.
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while self._collect():
+                begin = time.perf_counter()
+                try:
+                    self._advance()
+                except Exception as error:
+                    self._fail(error)
+                self._count.busy += time.perf_counter() - begin
+        for command in self._commands:
+            self._execute(command)
+        self._fail(EngineError(_CLOSED))
+
+    def _collect(self) -> bool:
+        """Run commands until there is something to compute; False when closing."""
+        blocked_since: float | None = None
+        while True:
+            with self._condition:
+                if self._closing:
+                    return False
+                commands, self._commands = self._commands, deque()
+            for command in commands:
+                self._execute(command)
+            verdict = self._poll()
+            if verdict is Verdict.RUN:
+                return True
+            now = time.perf_counter()
+            timeout = None
+            if verdict is Verdict.IDLE:
+                blocked_since = None
+            else:
+                blocked_since = blocked_since or now
+                timeout = blocked_since + self._max_wait_s - now
+                if timeout <= 0:
+                    self._schedule.give_up()
+                    continue
+            self._sleep(timeout)
+
+    def _execute(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception as error:
+            self._fail(error)
+
+    def _sleep(self, timeout: float | None) -> None:
+        begin, waits = time.perf_counter(), self._schedule.expects()
+        with self._condition:
+            if not self._commands and not self._closing:
+                self._condition.wait(timeout)
+        if waits:
+            self._count.wait += time.perf_counter() - begin
+
+    def _poll(self) -> Verdict:
+        verdict = self._schedule.poll()
+        for sequence in self._schedule.gone():
+            self._drop(sequence)
+        return verdict
+
+    def _advance(self) -> None:
+        """One step: admit, lay out, compute, sample."""
+        self._admit()
+        self._reserve()
+        self._copy_shared()
+        self._arrange()
+        chunks = self._chunks()
+        count = len(self._slots.rows)
+        if not count and not chunks:
+            return
+        rows = self._rows
+        batch = StepBatch(
+            self._cache, rows.token[:count], rows.position[:count], chunks, self._device
+        )
+        logits = self._runner.forward(batch)
+        if count:
+            tokens, logprobs = sample(logits, rows.sampling(count))
+            if not np.isfinite(logprobs).all():
+                raise EngineError(
+                    "the model produced logits that are not finite; "
+                    "look at its weights (a diverged update?) and at its dtype"
+                )
+            rows.append(tokens, logprobs)
+            self._finish(count)
+        self._account(count, chunks)
+        self._schedule.step += 1
+
+    def _admit(self) -> None:
+        ready = self._schedule.ready()
+        for sequence in [*(s for s in ready if s.slot is not None), *ready]:
+            if sequence.phase is not Phase.QUEUED:
+                continue
+            if not self._slots.admit(sequence):
+                return
+            self._begin(sequence)
+
+    def _begin(self, sequence: Tracked) -> None:
+        """Find out what of the prompt is already there."""
+        assert sequence.request is not None
+        prompt = sequence.request.prompt
+        limit = min(sequence.computed, len(prompt) - 1)
+        kept = common_prefix(sequence.tokens, prompt, limit)
+        sequence.tokens, sequence.computed = prompt, kept
+        sequence.phase = Phase.PREFILL
+        sequence.source = None
+        found = self._prefixes.find(sequence)
+        if found is not None and found[1] >= kept + _SHARED_LEAST:
+            sequence.source, sequence.shared = found
+        self._prefixes.add(sequence)
+        self._count.reused += kept
+        self._prefilling.append(sequence)
+
+    def _reserve(self) -> None:
+        """Make room for everything that this step can write."""
+        rows, count = self._rows, len(self._slots.rows)
+        longest = max((len(s.tokens) for s in self._prefilling), default=0)
+        sampled = 0
+        if count:
+            longest = max(longest, int(rows.position[:count].max()) + 1)
+            sampled = int(rows.count[:count].max())
+        self._cache.reserve(self._slots.size, longest)
+        rows.reserve(self._slots.size, sampled + 1)
+
+    def _copy_shared(self) -> None:
+        """Copy prefixes whose sources have computed them by now."""
+        source: list[int] = []
+        target: list[int] = []
+        length = 0
+        for sequence in self._prefilling:
+            origin, shared = sequence.source, sequence.shared
+            if origin is None:
+                continue
+            alive = origin.slot is not None and origin.tokens[:shared] == sequence.tokens[:shared]
+            if alive and origin.computed < shared and origin.phase is Phase.PREFILL:
+                continue
+            sequence.source = None
+            if not alive or origin.computed < shared:
+                continue
+            assert origin.slot is not None and sequence.slot is not None
+            source.append(origin.slot)
+            target.append(sequence.slot)
+            length = max(length, shared)
+            self._count.shared += shared - sequence.computed
+            sequence.computed = shared
+        self._cache.copy(source, target, length)
+
+    def _arrange(self) -> None:
+        """Rows that ended leave the batch, sequences whose prompt is computed enter it."""
+        entrants = [s for s in self._prefilling if s.computed == len(s.tokens) - 1]
+        if entrants:
+            self._prefilling = [s for s in self._prefilling if s.computed < len(s.tokens) - 1]
+        moves = self._slots.arrange(entrants)
+        if moves:
+            source, target = [old for _, old, _ in moves], [new for _, _, new in moves]
+            # A running row has computed more than its prompt; its position says how much.
+            running = [old for s, old, _ in moves if s.phase is Phase.DECODE]
+            length = max(s.computed for s, _, _ in moves)
+            if running:
+                length = max(length, int(self._rows.position[running].max()))
+            self._cache.copy(source, target, length)
+            self._rows.move(source, target)
+        for sequence in entrants:
+            assert sequence.request is not None
+            params = sequence.request.params
+            self._rows.enter(sequence, self._stops.index(params.stop, params.stop_token_ids))
+            sequence.phase = Phase.DECODE
+
+    def _chunks(self) -> list[Chunk]:
+        """The pieces of prompts to compute in this step, at most ``prefill_chunk`` tokens."""
+        budget = self._prefill_chunk
+        chunks: list[Chunk] = []
+        for sequence in self._prefilling:
+            take = min(len(sequence.tokens) - 1 - sequence.computed, budget)
+            if sequence.source is not None or not take:
+                continue
+            assert sequence.slot is not None
+            budget -= take
+            start = sequence.computed
+            chunks.append(Chunk(sequence.slot, start, sequence.tokens[start : start + take]))
+            sequence.computed += take
+        return chunks
+
+    def _finish(self, count: int) -> None:
+        """Resolve the rows whose last token ended their completion."""
+        rows = self._rows
+        suspects = self._stops.candidates[rows.stop_set[:count], rows.token[:count]]
+        suspects |= rows.count[:count] >= rows.limit[:count]
+        for index in np.flatnonzero(suspects).tolist():
+            length = int(rows.count[index])
+            tokens = rows.sampled[index, :length]
+            end = self._stops.sets[rows.stop_set[index]].check(tokens)
+            if end is None and length < rows.limit[index]:
+                continue
+            finish, stop = end or (Finish.LENGTH, None)
+            self._resolve(self._slots.rows[index], index, finish, stop)
+
+    def _resolve(self, sequence: Tracked, row: int, finish: Finish, stop: str | None) -> None:
+        rows, request = self._rows, sequence.request
+        assert request is not None
+        length = int(rows.count[row])
+        sampled = tuple(rows.sampled[row, :length].tolist())
+        logprobs = tuple(rows.logprobs[row, :length].tolist())
+        sequence.tokens = [*sequence.tokens, *sampled]
+        sequence.computed = int(rows.position[row])
+        self._schedule.turn_over(sequence)
+        request.reply.set(Completion(sampled, logprobs, finish, self._version, stop))
+
+    def _account(self, count: int, chunks: Sequence[Chunk]) -> None:
+        self._count.steps += 1
+        self._count.prefill += sum(len(c.token_ids) for c in chunks)
+        self._count.decode_steps += count > 0
+        self._count.rows += count
+        self._count.generated += count
+
+    def _forget_work(self, sequence: Tracked) -> None:
+        if sequence in self._prefilling:
+            self._prefilling.remove(sequence)
+        self._prefixes.remove(sequence)
+        self._slots.free(sequence)
+
+    def _drop(self, sequence: Tracked) -> None:
+        self._forget_work(sequence)
+        sequence.tokens = []
+
+    def _fail(self, error: Exception) -> None:
+        """Give every waiting request the error and start from an empty cache."""
+        for sequence in self._schedule:
+            if sequence.request is not None:
+                sequence.request.reply.fail(_translated(error))
+                self._schedule.abandon(sequence)
+        self._prefilling.clear()
+        self._prefixes.clear()
+        self._slots.clear()
+        self._cache.clear()
+        self._rows = RowArrays()
+
+
+def _translated(error: Exception) -> EngineError:
+    """A fresh exception for one waiter; sharing one would tangle their tracebacks."""
+    if isinstance(error, EngineError):
+        return EngineError(str(error))
+    failure = EngineError(f"the model failed: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
