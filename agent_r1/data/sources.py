@@ -1,0 +1,347 @@
+"""Files and generators in, tasks out. Nothing is dropped without being counted.
+
+A file in verl's schema (``data_source, prompt, ability, reward_model.ground_truth,
+extra_info``) is read as it is; any other table with a :class:`Columns` that says where
+the prompt and the answer are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from agent_r1.data.sources_files import Row, read_rows
+from agent_r1.errors import DataError
+from agent_r1.registry import Registry, nearest
+from agent_r1.types import Message, Task
+
+TaskGenerator: TypeAlias = Callable[..., Iterable[Task]]
+"""``(split: str, seed: int, **options) -> Iterable[Task]``; equal arguments, equal tasks.
+
+``split`` is ``"train"`` or ``"val"``. The two must not overlap. A generator may be endless
+when a number of samples is configured.
+"""
+
+GENERATORS: Registry[TaskGenerator] = Registry(
+    "task generator",
+    group="agent_r1.generators",
+    check=lambda entry: None if callable(entry) else f"{entry!r} is no function",
+)
+
+_PREFIX = "generator:"
+_SHOWN = 10
+
+
+def register_generator(name: str) -> Callable[[TaskGenerator], TaskGenerator]:
+    """Decorator: make a generator available as ``data.train_files=[generator:NAME]``."""
+    return GENERATORS.register(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Where a row keeps what a task needs. Dots descend into nested columns.
+
+    ``template`` turns the prompt column's text into the prompt; ``{prompt}`` stands for it
+    (other braces are left alone). ``chat`` makes a user message of plain text; without it
+    plain text is continued as it stands, which suits models without a chat template.
+    ``system`` is put before the messages that have no system message.
+    """
+
+    prompt: str = "prompt"
+    answer: str = "reward_model.ground_truth"
+    data_source: str = "data_source"
+    id: str | None = None
+    template: str | None = None
+    chat: bool = False
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that is no usable task, and why."""
+
+    source: str
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.source}, row {self.number}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Tasks, and the rows that are none."""
+
+    tasks: tuple[Task, ...]
+    bad: tuple[BadRow, ...] = ()
+
+    def strict(self) -> tuple[Task, ...]:
+        """The tasks, if every row was one.
+
+        Raises:
+            DataError: lists the first ten bad rows and says how many there are.
+        """
+        if self.bad:
+            raise DataError(
+                f"{len(self.bad)} of {len(self.bad) + len(self.tasks)} rows are no usable tasks:\n"
+                + "\n".join(f"  {row}" for row in self.bad[:_SHOWN])
+                + ("\n  ..." if len(self.bad) > _SHOWN else "")
+            )
+        return self.tasks
+
+
+def load_tasks(
+    sources: Sequence[str | Path],
+    *,
+    columns: Columns | None = None,
+    split: str = "train",
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+    max_samples: int | None = None,
+) -> Loaded:
+    """Tasks of several files and generators, in their order.
+
+    ``options`` go to generators. ``max_samples`` bounds all of them together. Task ids are
+    unique: where no id column says otherwise, file name and row.
+
+    Raises:
+        DataError: a source cannot be read, lacks a column, or gives no task at all.
+        RegistryError: there is no such generator.
+    """
+    columns = columns or Columns()
+    tasks: list[Task] = []
+    bad: list[BadRow] = []
+    seen: dict[str, str] = {}
+    for item, source in _items(sources, columns, split, seed, options or {}):
+        if max_samples is not None and len(tasks) >= max_samples:
+            break
+        if isinstance(item, BadRow):
+            bad.append(item)
+        elif item.id in seen:
+            raise DataError(
+                f"two tasks have the id {item.id!r}, from {seen[item.id]} and {source}; ids must "
+                "be unique, choose another id column"
+            )
+        else:
+            seen[item.id] = source
+            tasks.append(item)
+    if not tasks:
+        listed = "".join(f"\n  {row}" for row in bad[:_SHOWN])
+        raise DataError(f"no usable task in {[str(source) for source in sources]}{listed}")
+    return Loaded(tuple(tasks), tuple(bad))
+
+
+def _items(
+    sources: Sequence[str | Path],
+    columns: Columns,
+    split: str,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[Task | BadRow, str]]:
+    names: set[str] = set()
+    for source in map(str, sources):
+        if source.startswith(_PREFIX):
+            items: Iterable[Task | BadRow] = generate(
+                source.removeprefix(_PREFIX), split, seed, options
+            )
+        else:
+            path = Path(source).expanduser()
+            items = _file_tasks(path, columns, _unique(path.name.partition(".")[0], names))
+        for item in items:
+            yield item, source
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """``name``, or ``name-2`` … where two files are called alike."""
+    for n in itertools.count(1):
+        candidate = name if n == 1 else f"{name}-{n}"
+        if candidate not in taken:
+            break
+    taken.add(candidate)
+    return candidate
+
+
+def generate(name: str, split: str, seed: int, options: Mapping[str, Any]) -> Iterator[Task]:
+    """Tasks of a registered generator or dotted path, each checked.
+
+    Raises:
+        DataError: it raised, does not take the options, or yields what is no task.
+        RegistryError: there is none of this name.
+    """
+    function = GENERATORS.get(name)
+    number = 0
+    try:
+        for number, task in enumerate(function(split=split, seed=seed, **options), 1):
+            problem = _task_problem(task)
+            if problem:
+                raise DataError(f"generator {name!r}, task {number}: {problem}")
+            yield task
+    except (DataError, GeneratorExit):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"generator {name!r} failed after {number} tasks (split={split!r}, seed={seed}, "
+            f"{dict(options)}): {type(error).__name__}: {error}"
+        ) from error
+
+
+def _task_problem(task: object) -> str | None:
+    if not isinstance(task, Task):
+        return f"a Task expected, not {type(task).__name__}"
+    try:
+        _prompt(task.prompt if isinstance(task.prompt, str) else list(task.prompt), Columns())
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def read_tasks(path: str | Path, columns: Columns | None = None) -> Loaded:
+    """Tasks of one file; see :func:`load_tasks`."""
+    return load_tasks([path], columns=columns)
+
+
+def _file_tasks(path: Path, columns: Columns, stem: str) -> Iterator[Task | BadRow]:
+    checked = False
+    for row in read_rows(path):
+        if row.values is not None and not checked:
+            _require_columns(path, row.values, columns)
+            checked = True
+        try:
+            yield _task(row, columns, stem)
+        except ValueError as error:
+            yield BadRow(str(path), row.number, str(error))
+
+
+def _require_columns(path: Path, first: Mapping[str, Any], columns: Columns) -> None:
+    """Fail at once, and helpfully, when the file has other columns than were asked for."""
+    for setting, wanted in (("prompt_key", columns.prompt), ("answer_key", columns.answer)):
+        if _lookup(first, wanted) is _MISSING:
+            there = list(_paths(first))
+            likely = [p for p in _LIKELY[setting] if p in there]
+            hint = f", did you mean {likely[0]!r}?" if likely else nearest(wanted, there)
+            raise DataError(
+                f"{path} has no column {wanted!r} (data.{setting}){hint}; its columns: "
+                f"{', '.join(there)}"
+            )
+
+
+_LIKELY = {
+    "prompt_key": ("prompt", "question", "problem", "input", "query", "instruction"),
+    "answer_key": ("reward_model.ground_truth", "answer", "target", "output", "solution", "label"),
+}
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")
+
+
+_MISSING = object()
+
+
+def _lookup(values: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path; a column whose very name has dots wins."""
+    if path in values:
+        return values[path]
+    head, dot, rest = path.partition(".")
+    inner = values.get(head)
+    return _lookup(inner, rest) if dot and isinstance(inner, Mapping) else _MISSING
+
+
+def _task(row: Row, columns: Columns, stem: str) -> Task:
+    """Make a task of a row. Raises ``ValueError`` with the reason if it is none."""
+    if row.values is None:
+        raise ValueError(row.error)
+    source = _lookup(row.values, columns.data_source)
+    extra = row.values.get("extra_info")
+    ability = row.values.get("ability")
+    return Task(
+        id=_id(row, columns, stem),
+        prompt=_prompt(_lookup(row.values, columns.prompt), columns),
+        answer=_answer(_lookup(row.values, columns.answer), columns.answer),
+        data_source=source if isinstance(source, str) and source else stem,
+        extra={
+            **(dict(extra) if isinstance(extra, Mapping) else {}),
+            **({"ability": ability} if ability else {}),
+        },
+    )
+
+
+def _id(row: Row, columns: Columns, stem: str) -> str:
+    if columns.id is None:
+        return f"{stem}:{row.number}"
+    assert row.values is not None
+    value = _lookup(row.values, columns.id)
+    if value is _MISSING or value is None or value == "":
+        raise ValueError(f"no id in column {columns.id!r}")
+    return str(value)
+
+
+def _answer(value: Any, path: str) -> Any:
+    if value is _MISSING or value is None:
+        raise ValueError(f"no answer in column {path!r}")
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"an empty answer in column {path!r}")
+    if isinstance(value, float) and value != value:
+        raise ValueError(f"the answer in column {path!r} is not a number (NaN)")
+    return value
+
+
+def _prompt(value: Any, columns: Columns) -> tuple[Message, ...] | str:
+    if value is _MISSING or value is None:
+        raise ValueError(f"no prompt in column {columns.prompt!r}")
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError("an empty prompt")
+        if columns.template is None and (messages := _messages_in(value)) is not None:
+            return _messages(messages, columns)
+        text = (columns.template or "{prompt}").replace("{prompt}", value)
+        if not columns.chat and columns.system is None:
+            return text
+        value = [{"role": "user", "content": text}]
+    return _messages(value, columns)
+
+
+def _messages_in(text: str) -> list[Any] | None:
+    """Messages that a text format (CSV) had to write as JSON."""
+    if not text.lstrip().startswith("[{"):
+        return None
+    try:
+        parsed = json.loads(text)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, list) and "role" in parsed[0] else None
+
+
+def _messages(value: Any, columns: Columns) -> tuple[Message, ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"the prompt must be text or a list of messages, not {value!r:.60}")
+    messages: list[Message] = []
+    for message in value:
+        if not isinstance(message, Mapping) or not all(
+            isinstance(message.get(key), str) for key in ("role", "content")
+        ):
+            raise ValueError(f"a message is {{role, content}}, both text, not {message!r:.80}")
+        messages.append({"role": message["role"], "content": message["content"]})
+    if not any(message["content"].strip() for message in messages):
+        raise ValueError("an empty prompt")
+    if columns.system is not None and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": columns.system})
+    return tuple(messages)
+
+
+def split_overlong(
+    tasks: Iterable[Task], length_of: Callable[[Task], int], limit: int
+) -> tuple[list[Task], list[Task]]:
+    """Tasks whose rendered prompt has at most ``limit`` tokens, and those that have more."""
+    fitting: list[Task] = []
+    overlong: list[Task] = []
+    for task in tasks:
+        (fitting if length_of(task) <= limit else overlong).append(task)
+    return fitting, overlong
