@@ -25,7 +25,7 @@ from agent_r1.algorithms.losses import (
     with_regularisers,
 )
 from agent_r1.algorithms.registry import bind, resolve_policy_loss
-from agent_r1.algorithms.stats import explained_variance, value_stats
+from agent_r1.algorithms.stats import value_stats
 from agent_r1.config.policy import ActorConfig, CriticConfig
 from agent_r1.data.batch import Batch
 from agent_r1.errors import ConfigError
@@ -67,7 +67,7 @@ class PolicyWorker(Protocol):
     ) -> dict[str, float]: ...
 
     def update_critic(
-        self, batch: Batch, returns: Tensor, old_values: Values
+        self, batch: Batch, returns: Tensor, old_values: Tensor
     ) -> dict[str, float]: ...
 
     def export(self, path: Path) -> None:
@@ -275,7 +275,7 @@ class LocalWorker:
 
     # --- critic -------------------------------------------------------------------
 
-    def update_critic(self, batch: Batch, returns: Tensor, old_values: Values) -> dict[str, float]:
+    def update_critic(self, batch: Batch, returns: Tensor, old_values: Tensor) -> dict[str, float]:
         """All optimizer steps of the critic on one batch; metrics named ``critic/…``."""
         critic, config = self._critic_trainable(), self._critic_config
         size = config.ppo_mini_batch_size or self._config.ppo_mini_batch_size
@@ -288,12 +288,10 @@ class LocalWorker:
                     part,
                     self._loss_weights(part, config.loss_agg_mode),
                     returns=_cut(returns, rows, width, part),
-                    old_values=_cut(old_values.tokens, rows, width, part),
+                    old_values=_cut(old_values, rows, width, part),
                 )
                 totals.add(self._critic_step(critic, minibatch, totals))
-        mask = batch.loss_mask.to(returns.device)
-        spread = explained_variance(old_values.tokens.to(returns.device), returns, mask)
-        return totals.metrics() | {"critic/vf_explained_var": spread}
+        return totals.metrics()
 
     def _critic_step(
         self, critic: Trainable, minibatch: Minibatch, totals: CriticTotals
@@ -324,15 +322,17 @@ class LocalWorker:
         """Rows of each optimizer step.
 
         A mini-batch is a number of *groups*, so that neither turns nor segments change how
-        many steps are taken. Rows without a group (padding) are left out.
+        many steps are taken. A group without a token to train on (padding, masked
+        outcomes) is in none: a step without a gradient would still move the weights by
+        the optimizer's momentum.
         """
         members = batch.group_id.cpu()
-        present = torch.unique(members[members >= 0])
+        present = torch.unique(members[batch.loss_mask.any(1).cpu()])
         for _ in range(epochs):
             order = present
             if self._config.shuffle and groups is not None and groups < len(present):
                 order = present[torch.randperm(len(present), generator=self._order)]
-            for chosen in order.split(groups or len(present)):
+            for chosen in order.split(groups or max(len(present), 1)):
                 yield torch.isin(members, chosen).nonzero().squeeze(1).to(batch.group_id.device)
 
     def _loss_weights(self, part: Batch, mode: str) -> Tensor:
