@@ -1,0 +1,285 @@
+"""What a person sees while a run is under way.
+
+On a terminal: one live panel with progress, the metrics that matter and their recent
+course. Elsewhere (a file, a pipe, a batch job): one plain line per step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+Progress = Callable[[int], None]
+"""Reports how many of a phase's items are done."""
+
+_HISTORY = 48
+_MESSAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A metric worth a row: the first of ``keys`` that exists is shown under ``label``."""
+
+    label: str
+    keys: tuple[str, ...]
+    style: str
+    form: str = "{:.3f}"
+    short: bool = False
+    """Also part of the plain line."""
+
+
+HEADLINES = (
+    Headline("success", ("rollout/success",), "green", "{:.1%}", short=True),
+    Headline("reward", ("critic/rewards/mean",), "green", "{:+.3f}", short=True),
+    Headline("calls a tool", ("rollout/tool_call_share",), "cyan", "{:.1%}", short=True),
+    Headline("calls that work", ("tool/success",), "cyan", "{:.1%}"),
+    Headline("response tokens", ("response_length/mean",), "blue", "{:.0f}", short=True),
+    Headline("turns", ("num_turns/mean",), "blue", "{:.2f}"),
+    Headline("entropy", ("actor/entropy",), "magenta", short=True),
+    Headline("KL to reference", ("actor/kl_loss", "actor/reward_kl_penalty"), "magenta", "{:.2e}"),
+    Headline("train loss", ("train/loss",), "green", "{:.4f}", short=True),
+    Headline("validation loss", ("val/loss",), "yellow", "{:.4f}", short=True),
+    Headline("tokens per second", ("perf/throughput",), "white", "{:,.0f}"),
+    Headline("seconds per step", ("timing_s/step",), "white", "{:.1f}", short=True),
+)
+
+
+class Display(Protocol):
+    """What the run folder tells a person. Never raises; ``announce`` may come from a signal."""
+
+    def begin(self, title: str, where: str) -> None: ...
+
+    def expect(self, total_steps: int) -> None: ...
+
+    def announce(self, message: str) -> None: ...
+
+    def progress(self, label: str, total: int) -> Progress: ...
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def make_display(names: Sequence[str]) -> Display:
+    """The live panel or plain lines if ``names`` has ``console``, else announcements only."""
+    if "console" not in names:
+        return QuietDisplay()
+    console = Console()
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+@dataclass(slots=True)
+class QuietDisplay:
+    """Announcements on standard error and nothing else."""
+
+    def begin(self, title: str, where: str) -> None:
+        pass
+
+    def expect(self, total_steps: int) -> None:
+        pass
+
+    def announce(self, message: str) -> None:
+        _write_to_stderr(message)
+
+    def progress(self, label: str, total: int) -> Progress:
+        return lambda done: None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class PlainDisplay:
+    """One line per step."""
+
+    console: Console
+    total_steps: int | None = None
+
+    def begin(self, title: str, where: str) -> None:
+        self._line(f"{title} → {where}")
+
+    def expect(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    def announce(self, message: str) -> None:
+        _write_to_stderr(message)
+
+    def progress(self, label: str, total: int) -> Progress:
+        return lambda done: None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        shown = [
+            f"{row.label} {row.form.format(metrics[key])}"
+            for row in HEADLINES
+            if row.short and (key := _present(row, metrics))
+        ]
+        shown += [f"{_val_label(k)} {v:.3f}" for k, v in metrics.items() if k.startswith(_CORE)]
+        of = f"/{self.total_steps}" if self.total_steps else ""
+        self._line("  ".join([f"step {step}{of}", *shown]))
+
+    def end(self) -> None:
+        pass
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@dataclass(slots=True)
+class LiveDisplay:
+    """One panel, redrawn four times a second by a thread of rich."""
+
+    console: Console
+    title: str = ""
+    where: str = ""
+    step: int = 0
+    total_steps: int | None = None
+    _first_step: int | None = None
+    _started: float = field(default_factory=time.monotonic)
+    _phase: tuple[str, int, int] | None = None
+    _latest: dict[str, float] = field(default_factory=dict)
+    _history: dict[str, deque[float]] = field(default_factory=dict)
+    _messages: list[str] = field(default_factory=list)
+    _live: Live | None = None
+
+    def begin(self, title: str, where: str) -> None:
+        self.title, self.where = title, where
+        self._started = time.monotonic()
+        self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=4)
+        self._live.start()
+
+    def expect(self, total_steps: int) -> None:
+        self.total_steps = total_steps
+
+    def announce(self, message: str) -> None:
+        self._messages.append(message)  # drawn by rich's thread: no output in signal handlers
+        if self._live is None:
+            _write_to_stderr(message)
+
+    def progress(self, label: str, total: int) -> Progress:
+        def report(done: int) -> None:
+            self._phase = (label, done, total) if done < total else None
+
+        report(0)
+        return report
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._first_step is None:
+            self._first_step = step - 1 if step else 0
+        self.step, self._phase = step, None
+        self._latest.update(metrics)
+        for key, value in metrics.items():
+            self._history.setdefault(key, deque(maxlen=_HISTORY)).append(value)
+
+    def end(self) -> None:
+        if self._live is None:
+            return
+        self._phase = None
+        self._live.stop()
+        self._live = None
+        for message in self._messages[:-_MESSAGES]:
+            self.console.print(Text(message, "dim"))
+
+    def render(self) -> RenderableType:
+        """The panel as it stands."""
+        parts: list[RenderableType] = [self._progress_rows(), Text()]
+        metrics = self._metric_rows()
+        parts += [metrics, Text()] if metrics.row_count else []
+        parts += [Text(f"! {message}", "yellow") for message in self._messages[-_MESSAGES:]]
+        parts.append(Text(self.where, "dim", overflow="fold"))
+        return Panel(
+            Group(*parts), title=Text(self.title, "bold"), border_style="blue", padding=(1, 2)
+        )
+
+    def _progress_rows(self) -> Table:
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(min_width=18)
+        rows.add_column(width=32)
+        rows.add_column(no_wrap=True)
+        if self.total_steps:
+            bar = ProgressBar(self.total_steps, min(self.step, self.total_steps), width=32)
+            rows.add_row(Text(f"step {self.step}/{self.total_steps}", "bold"), bar, self._clock())
+        else:
+            rows.add_row(Text(f"step {self.step}", "bold"), "", self._clock())
+        if self._phase is not None:
+            label, done, total = self._phase
+            bar = ProgressBar(max(total, 1), done, width=32, complete_style="cyan")
+            rows.add_row(Text(label, "cyan"), bar, Text(f"{done}/{total}", "cyan"))
+        return rows
+
+    def _clock(self) -> Text:
+        passed = time.monotonic() - self._started
+        text = f"{_clock_time(passed)} passed"
+        done = self.step - (self._first_step or 0)
+        if self.total_steps and done > 0 and self.step < self.total_steps:
+            left = passed / done * (self.total_steps - self.step)
+            text += f", about {_clock_time(left)} left"
+        return Text(text, "dim")
+
+    def _metric_rows(self) -> Table:
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(min_width=18)
+        rows.add_column(justify="right", min_width=8)
+        rows.add_column(no_wrap=True)
+        for row in HEADLINES:
+            key = _present(row, self._latest)
+            if key:
+                value = row.form.format(self._latest[key])
+                course = Text(sparkline(self._history[key]), row.style)
+                rows.add_row(row.label, Text(value, f"bold {row.style}"), course)
+        for key in [k for k in self._latest if k.startswith(_CORE)]:
+            course = Text(sparkline(self._history[key]), "yellow")
+            value = f"{self._latest[key]:.3f}"
+            rows.add_row(_val_label(key), Text(value, "bold yellow"), course)
+        return rows
+
+
+_CORE = "val-core/"
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float] | deque[float]) -> str:
+    """The course of a metric in block characters, scaled to its own range."""
+    finite = [v for v in values if v == v and abs(v) != float("inf")]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    if high == low:
+        return _BLOCKS[3] * len(finite)
+    return "".join(_BLOCKS[round((v - low) / (high - low) * 7)] for v in finite)
+
+
+def _present(row: Headline, metrics: Mapping[str, float]) -> str | None:
+    return next((key for key in row.keys if key in metrics), None)
+
+
+def _val_label(key: str) -> str:
+    """``val-core/gsm8k/accuracy/mean@4`` → ``val gsm8k accuracy``."""
+    *parts, kind = key.removeprefix(_CORE).split("/")
+    return " ".join(["val", *parts] + ([] if kind == "mean@1" else [kind]))
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _write_to_stderr(message: str) -> None:
+    """Straight to the descriptor: buffered output may not be re-entered by a signal handler."""
+    with contextlib.suppress(OSError):  # nobody is listening: a message is not worth the run
+        os.write(2, f"{message}\n".encode())

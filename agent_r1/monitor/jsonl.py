@@ -1,0 +1,142 @@
+"""Files of one JSON object per line that survive being killed at any moment.
+
+Every line carries its ``step``. Lines are appended in the order of steps, each batch with
+one write, so a kill loses at most an unfinished last line; readers pass over it and the
+next writer removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent_r1.errors import DataError
+
+
+class _Stamp(msgspec.Struct):
+    step: int
+
+
+_STAMP = msgspec.json.Decoder(_Stamp)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+
+class JsonlFile:
+    """One such file, open for appending. Not for use by several processes at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._size = _whole_lines(path)
+        os.ftruncate(self._fd, self._size)
+
+    def append(self, records: Iterable[Any]) -> None:
+        """Write records after the last one: all of them, or none and ``OSError``."""
+        data = memoryview(b"".join(encode(record) + b"\n" for record in records))
+        try:
+            written = 0
+            while written < len(data):
+                written += os.pwrite(self._fd, data[written:], self._size + written)
+        except OSError:
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._size += len(data)
+
+    def rewind(self, step: int) -> None:
+        """Drop everything after ``step``: what a resumed run is about to repeat."""
+        self._size = _end_of_step(self.path, step)
+        os.ftruncate(self._fd, self._size)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def encode(record: Any) -> bytes:
+    """One line of JSON, without the newline. Numpy values become plain ones."""
+    try:
+        return msgspec.json.encode(record, enc_hook=_plain)
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold
+        return json.dumps(msgspec.to_builtins(record, enc_hook=_plain)).encode()
+
+
+def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The objects of a file; an unfinished last line is passed over.
+
+    Raises:
+        DataError: the file is missing, or a line before the last is no JSON object.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    return
+                yield _decode(line, path, number)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def json_number(value: float) -> float | str:
+    """JSON has no NaN and no infinity: those are written as text, which ``float`` reads."""
+    number = float(value)
+    return number if math.isfinite(number) else str(number)
+
+
+def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    try:
+        return _OBJECT.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)  # knows halves of surrogate pairs
+            if isinstance(record, dict):
+                return record
+        raise DataError(f"{path}, line {number} is no JSON object: {error}") from error
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes up to and with the last newline."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        while position > 0:
+            start = max(0, position - (1 << 16))
+            file.seek(start)
+            newline = file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            position = start
+    return 0
+
+
+def _end_of_step(path: Path, step: int) -> int:
+    """Bytes up to the first line that is of a later step, or damaged."""
+    end = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                later = _STAMP.decode(line).step > step
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                later = True
+            if later or not line.endswith(b"\n"):
+                break
+            end += len(line)
+    return end
+
+
+def _plain(value: Any) -> Any:
+    """What a data set may put into a task and JSON does not know."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    for method in ("tolist", "item"):
+        convert = getattr(value, method, None)
+        if callable(convert):
+            return convert()
+    return str(value)
