@@ -34,6 +34,11 @@ def references(trajectory: Trajectory) -> list[str]:
         RewardError: the task has none, which is a fault of the data and not a score of 0.
     """
     given = trajectory.task.answer
+    if isinstance(given, Mapping):
+        raise RewardError(
+            f"the reference answer of task {trajectory.task.id!r} is a structure with "
+            f"{', '.join(map(str, given))}; point data.answer_key at one of them"
+        )
     items: Iterable[Any] = given if isinstance(given, list | tuple) else [given]
     found = [_reference(item) for item in items if item is not None and str(item).strip()]
     if not found:
