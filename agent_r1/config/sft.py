@@ -51,6 +51,8 @@ class SftOptimConfig(OptimConfig):
     """With ``muon``: peak rate of what AdamW updates (embeddings, norms). null: ``lr``."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Momentum of ``muon``."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape after the warm-up."""
     lr_decay_ratio: PositiveShare = 1.0
     """Share of all steps, at the end, over which ``linear`` and ``cosine`` fall."""
     grad_clip: PositiveFloat = 1.0
@@ -106,5 +108,5 @@ class SftConfig(Section):
 
     model: ModelConfig = ModelConfig()
     data: SftDataConfig = SftDataConfig()
-    optim: SftOptimConfig = SftOptimConfig(lr_scheduler_type="linear")
+    optim: SftOptimConfig = SftOptimConfig()
     trainer: SftTrainerConfig = SftTrainerConfig()

@@ -120,7 +120,10 @@ def trace_from_row(row: Mapping[str, Any]) -> Trace:
             f"field {missing[0]!r} is missing (found {sorted(row)}); a trace has 'prompt' "
             "and 'segments', or 'messages'"
         )
-    return Trace(_prompt(row["prompt"]), tuple(_segment(part) for part in row["segments"]), source)
+    parts = row["segments"]
+    if not isinstance(parts, list):
+        raise DataError("'segments' must be a list of {'role': 'model' | 'tool', 'text': ...}")
+    return Trace(_prompt(row["prompt"]), tuple(_segment(part) for part in parts), source)
 
 
 def _prompt(value: Any) -> tuple[Message, ...] | str:

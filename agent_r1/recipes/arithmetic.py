@@ -24,7 +24,7 @@ from agent_r1.types import Reward, Task, Trajectory
 HELD_OUT_SHARE = 10
 """One question in this many is held out."""
 
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def problems(split: str, seed: int) -> Iterator[Problem]:
     rng = random.Random(f"arithmetic/{split}/{seed}")
     while True:
         for family in FAMILIES:
-            yield _draw(family, rng, held_out=split == "test")
+            yield _draw(family, rng, held_out=split != "train")
 
 
 def _draw(

@@ -18,6 +18,7 @@ from agent_r1.rollout.codec import Codec
 from agent_r1.types import Task
 
 GENERATOR = "generator:"
+_HOPELESS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,13 +157,17 @@ class Encoded:
     dropped: int = 0
 
     def examples(self, traces: Iterator[Trace]) -> Iterator[Example]:
-        """Encode lazily; overlong traces are dropped and counted, or an error."""
+        """Encode lazily; overlong traces are dropped and counted, or an error.
+
+        When the first thousand are all too long, the limit is wrong and an endless
+        generator would never yield: that is an error as well.
+        """
         for number, trace in enumerate(traces):
             example = encode_trace(trace, self.codec)
             if len(example) <= self.max_length:
                 self.kept += 1
                 yield example
-            elif self.overlong == "drop":
+            elif self.overlong == "drop" and (self.kept or self.dropped < _HOPELESS):
                 self.dropped += 1
             else:
                 raise DataError(
