@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 
 FIRST_REST = 0.25
 LONGEST_REST = 15.0
+UNKNOWN_SLOTS = 1 << 16
+FOREIGN_SLOTS = 8
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +25,8 @@ class Endpoint:
     """One address and what is known about it."""
 
     url: str
-    slots: int = 1
+    slots: int | None = None
+    """``None`` until it has answered: then it is taken for large, so that it is soon asked."""
     in_flight: int = 0
     failures: int = 0
     """In a row. Above zero the endpoint is on trial."""
@@ -35,7 +38,7 @@ class Endpoint:
 
     @property
     def load(self) -> float:
-        return (self.in_flight + 1) / self.slots
+        return (self.in_flight + 1) / (self.slots or UNKNOWN_SLOTS)
 
 
 @dataclass(slots=True)
@@ -69,11 +72,10 @@ class Balancer:
         return min(1.0, max(0.01, until - self.clock()) * self.random.uniform(1.0, 1.2))
 
     def succeeded(self, endpoint: Endpoint, slots: int | None = None) -> None:
-        """It answered, whatever it said."""
+        """It answered, whatever it said. A foreign server does not say how large it is."""
         endpoint.failures = 0
         endpoint.rests_until = 0.0
-        if slots is not None:
-            endpoint.slots = max(1, slots)
+        endpoint.slots = max(1, slots or FOREIGN_SLOTS)
 
     def failed(self, endpoint: Endpoint) -> None:
         """It is dead, or broken. What else was under way there and fails, too, counts once."""
