@@ -73,7 +73,7 @@ def load_section(
     layers = [reading.layer(source) for source in sources]
     _raise(reading.problems)
     _warn(reading.remarks)
-    merged = _merge([root().model_dump(mode="python"), *layers])
+    merged = _merge([root().model_dump(mode="json"), *layers])
     try:
         return root.model_validate(merged)
     except ValidationError as error:

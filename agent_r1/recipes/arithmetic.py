@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from agent_r1.data.traces import Segment, Trace, model, tool
+from agent_r1.reward.base import register_reward
 from agent_r1.types import Reward, Task, Trajectory
 
 HELD_OUT_SHARE = 10
@@ -212,6 +213,7 @@ def _guess(problem: Problem, rng: random.Random) -> int:
 _ANSWER = re.compile(r"Answer: (-?[0-9]{1,18})\s*\Z")
 
 
+@register_reward("arithmetic", inline=True)
 def arithmetic_reward(trajectory: Trajectory) -> Reward:
     """1 when the last turn ends in ``Answer: N`` with exactly the right number, else 0.
 

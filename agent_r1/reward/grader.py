@@ -243,7 +243,7 @@ class _Process:
 
     def __init__(self, job: Assignment) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "agent_r1.reward.worker"],
+            [sys.executable, "-c", "from agent_r1.reward.worker import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # an interrupt from the keyboard is the parent's business

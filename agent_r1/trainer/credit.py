@@ -161,7 +161,7 @@ class CreditAssigner:
     ) -> Tensor:
         coef = self._kl.coef
         kl = kl_reward(old, ref, batch.loss_mask, coef=coef, kind=self._config.kl_penalty)
-        self._kl.update(kl.mean_kl, len(batch.trajectory_id.unique()))
+        self._kl.update(kl.mean_kl, len(set(batch.trajectory_id.tolist())))
         metrics |= {"actor/reward_kl_penalty": kl.mean_kl, "actor/reward_kl_penalty_coeff": coef}
         return kl.token_reward
 

@@ -24,7 +24,7 @@ import torch
 
 from agent_r1.config.schema import Config
 from agent_r1.data.batch import Batch
-from agent_r1.data.sources import TaskLoader
+from agent_r1.data.loader import TaskLoader
 from agent_r1.monitor.metrics import rollout_metrics
 from agent_r1.monitor.run import RunFolder
 from agent_r1.rollout.agent_loop import Sampling
@@ -78,7 +78,7 @@ class RLTrainer:
         self._stop = StopRequest(parts.run.announce)
         self.step = 0
         self.total_steps = config.trainer.total_training_steps or (
-            config.trainer.total_epochs * parts.loader.steps_per_epoch
+            config.trainer.total_epochs * parts.loader.batches_per_epoch
         )
 
     def fit(self, resume_from: Path | None = None) -> None:
@@ -99,6 +99,7 @@ class RLTrainer:
     def _begin(self, resume_from: Path | None) -> None:
         if resume_from is not None:
             self._load(resume_from)
+        self._parts.run.expect(self.total_steps)
         self._publish_weights()
         if self.step == 0 and self._config.trainer.val_before_train:
             self._parts.run.log(self._validate(), step=0)
@@ -145,7 +146,7 @@ class RLTrainer:
         kept: list[Trajectory] = []
         groups: list[Group] = []
         for attempt in range(self._parts.credit.max_sampling_rounds):
-            fresh = self._groups(self._parts.loader.next_batch(), f"{step}.{attempt}")
+            fresh = self._groups(next(self._parts.loader), f"{step}.{attempt}")
             trajectories = self._run_groups(fresh, step)
             groups += fresh
             everything += trajectories

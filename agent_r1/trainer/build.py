@@ -1,0 +1,376 @@
+"""From a configuration to a running trainer: the one place where rooms are connected.
+
+Everything that can be wrong is looked at in the order of its cost: names before files,
+files before the tokenizer, the tokenizer before the weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from agent_r1.algorithms.shaping import overlong_penalty
+from agent_r1.config.schema import Config, RewardConfig, SandboxConfig, ToolConfig
+from agent_r1.data.loader import TaskLoader
+from agent_r1.data.sources import Columns, load_tasks, split_overlong
+from agent_r1.errors import ConfigError, DataError
+from agent_r1.models.load import check_vocabulary, load_model, load_tokenizer
+from agent_r1.models.value import ValueModel
+from agent_r1.monitor.run import RunFolder
+from agent_r1.registry import import_path
+from agent_r1.reward.grader import Grader
+from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.engines import ENGINES
+from agent_r1.rollout.group import GroupRunner, Scorer
+from agent_r1.sandbox.base import Executor, Limits
+from agent_r1.tool.base import BaseTool, BaseToolEnv
+from agent_r1.tool.registry import ENVS, TOOLS, make_env, make_tool
+from agent_r1.trainer.checkpoint import CheckpointStore
+from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.evaluate import Validator
+from agent_r1.trainer.rl import Parts, RLTrainer
+from agent_r1.trainer.worker import LocalWorker, optimizer_steps
+from agent_r1.types import Reward, Task, Trajectory
+
+
+def train(config: Config) -> Path:
+    """Train as configured; returns the run folder.
+
+    Raises :class:`agent_r1.errors.AgentR1Error` with a remedy for whatever is wrong, and
+    ``KeyboardInterrupt`` after a stop request, when everything is saved.
+    """
+    with ExitStack() as stack:
+        trainer, resume_from = _build(config, stack)
+        trainer.fit(resume_from)
+    return config.trainer.run_dir
+
+
+def _build(config: Config, stack: ExitStack) -> tuple[RLTrainer, Path | None]:
+    """Every part, each closed by ``stack``; and the checkpoint to continue from."""
+    credit = CreditAssigner(config.algorithm)
+    grader = stack.enter_context(open_grader(config.reward))
+    env = stack.enter_context(open_environment(config.tool, config.sandbox))
+    checkpoints = CheckpointStore(
+        config.trainer.run_dir / "checkpoints", keep=config.trainer.max_ckpt_to_keep
+    )
+    resume_from = checkpoint_to_resume(config, checkpoints)
+    model_config = config.actor_rollout_ref.model
+    tokenizer = load_tokenizer(model_config.path, trust_remote_code=model_config.trust_remote_code)
+    codec = Codec(tokenizer, chat_template_kwargs=model_config.chat_template_kwargs)
+    codec.check_template()
+    loader, held_out = _load_data(config, codec)
+    steps = config.trainer.total_training_steps or (
+        config.trainer.total_epochs * loader.batches_per_epoch
+    )
+    run = stack.enter_context(RunFolder.open(config))
+    worker = build_worker(config, credit, tokenizer, steps)
+    engine = build_engine(config, worker.policy, tokenizer)
+    sampling = train_sampling(config, env)
+    groups = GroupRunner(
+        AgentLoop(engine, codec, env, loop_limits(config)),
+        engine,
+        make_scorer(config, grader),
+        max_concurrency=config.actor_rollout_ref.rollout.max_concurrency,
+    )
+    parts = Parts(
+        worker=worker,
+        engine=engine,
+        groups=groups,
+        sampling=sampling,
+        loader=loader,
+        validator=build_validator(config, held_out, groups, sampling),
+        credit=credit,
+        run=run,
+        checkpoints=checkpoints,
+        pad_id=codec.pad_id,
+    )
+    return RLTrainer(config, parts), resume_from
+
+
+# --- environment -------------------------------------------------------------------------
+
+
+@contextmanager
+def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseToolEnv]:
+    """The configured environment with its tools and, if one of them runs programs, a sandbox."""
+    env_class = ENVS.get(tool.env)
+    tool_classes = [TOOLS.get(name) for name in tool.tools]
+    with ExitStack() as stack:
+        executor: Executor | None = None
+        if any(_takes(each, "executor") for each in tool_classes):
+            executor = build_executor(sandbox)
+            stack.callback(executor.close)
+        tools = []
+        for name, each in zip(tool.tools, tool_classes, strict=True):
+            tools.append(_make_tool(name, each, tool, sandbox, executor))
+            stack.callback(tools[-1].close)
+        options = dict(tool.env_kwargs)
+        if _takes(env_class, "max_tool_response_length"):
+            options.setdefault("max_tool_response_length", tool.max_tool_response_length)
+        env = make_env(tool.env, tools if _takes(env_class, "tools") else [], **options)
+        stack.callback(env.close)
+        yield env
+
+
+def _make_tool(
+    name: str,
+    tool_class: type[BaseTool],
+    tool: ToolConfig,
+    sandbox: SandboxConfig,
+    executor: Executor | None,
+) -> BaseTool:
+    """A tool with its own options; what concerns the sandbox is offered to those that ask."""
+    offered = {
+        "executor": executor,
+        "limits": Limits(**sandbox.limits.model_dump()),
+        "session": sandbox.session == "trajectory",
+    }
+    options = {key: value for key, value in offered.items() if _takes(tool_class, key)}
+    return make_tool(name, **{**options, **tool.tool_kwargs.get(name, {})})
+
+
+def build_executor(sandbox: SandboxConfig) -> Executor:
+    """The embedded sandbox, a client of sandbox services, or what a dotted path names."""
+    if sandbox.executor == "embedded":
+        from agent_r1.sandbox.embedded import EmbeddedExecutor
+
+        return EmbeddedExecutor(workers=sandbox.workers, isolation=sandbox.isolation)
+    if sandbox.executor == "http":
+        from agent_r1.sandbox.client import SandboxClient
+
+        token = os.environ.get(sandbox.token_env)
+        return SandboxClient(list(sandbox.endpoints) or None, token=token)
+    executor: Executor = import_path(sandbox.executor)(sandbox)
+    return executor
+
+
+def _takes(factory: type, option: str) -> bool:
+    return option in inspect.signature(factory).parameters
+
+
+# --- reward ------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_grader(reward: RewardConfig) -> Iterator[Grader]:
+    """The configured reward, bounded in time."""
+    with Grader(reward.name, timeout_s=reward.timeout_s, options=dict(reward.kwargs)) as grader:
+        yield grader
+
+
+def make_scorer(config: Config, grader: Grader) -> Scorer:
+    """Grading, and the length penalty on top of it where one is configured."""
+    overlong = config.reward.overlong_buffer
+    if not overlong.enable:
+        return grader.graded
+
+    async def scorer(trajectory: Trajectory) -> Trajectory:
+        graded = await grader.graded(trajectory)
+        if graded.reward is None:
+            return graded
+        penalty = overlong_penalty(
+            graded.response_length,
+            max_length=config.data.max_response_length,
+            buffer=overlong.len,
+            penalty_factor=overlong.penalty_factor,
+        )
+        reward = graded.reward
+        parts = {**reward.parts, "overlong": penalty}
+        return replace(graded, reward=Reward(reward.value + penalty, parts, reward.per_turn))
+
+    return scorer
+
+
+# --- data --------------------------------------------------------------------------------
+
+
+def _load_data(config: Config, codec: Codec) -> tuple[TaskLoader, Sequence[Task]]:
+    data = config.data
+    seed = config.trainer.seed if data.seed is None else data.seed
+    if not data.train_files:
+        raise ConfigError(
+            "data.train_files is empty; name a file, or a generator as in "
+            "data.train_files=generator:arithmetic"
+        )
+    train = load_split(config, codec, "train", seed)
+    held_out = load_split(config, codec, "val", seed) if data.val_files else ()
+    loader = TaskLoader(train, data.train_batch_size, shuffle=data.shuffle, seed=seed)
+    return loader, held_out
+
+
+def load_split(config: Config, codec: Codec, split: str, seed: int) -> Sequence[Task]:
+    """The tasks of one split whose prompts fit."""
+    data = config.data
+    training = split == "train"
+    options = {**data.generator_kwargs, **({} if training else data.val_generator_kwargs)}
+    loaded = load_tasks(
+        data.train_files if training else data.val_files,
+        columns=Columns(prompt=data.prompt_key, answer=data.answer_key),
+        split=split,
+        seed=seed,
+        options=options,
+        max_samples=data.train_max_samples if training else data.val_max_samples,
+    )
+
+    def length(task: Task) -> int:
+        return len(codec.render(task))
+
+    fitting, overlong = split_overlong(loaded.strict(), length, data.max_prompt_length)
+    if overlong and not data.filter_overlong_prompts:
+        raise DataError(
+            f"{len(overlong)} {split} prompts have more than data.max_prompt_length="
+            f"{data.max_prompt_length} tokens (the first is {overlong[0].id}); raise the limit "
+            "or set data.filter_overlong_prompts=true"
+        )
+    if not fitting:
+        raise DataError(
+            f"every {split} prompt has more than data.max_prompt_length={data.max_prompt_length} "
+            "tokens; raise the limit"
+        )
+    return fitting
+
+
+def build_validator(
+    config: Config, tasks: Sequence[Task], groups: GroupRunner, sampling: Sampling
+) -> Validator:
+    """Held-out tasks with the sampling of ``rollout.val_kwargs``."""
+    val = config.actor_rollout_ref.rollout.val_kwargs
+    return Validator(
+        tasks,
+        groups,
+        replace(sampling, temperature=val.temperature, top_p=val.top_p, top_k=max(val.top_k, 0)),
+        n=val.n,
+    )
+
+
+# --- model and engine --------------------------------------------------------------------
+
+
+def build_worker(
+    config: Config, credit: CreditAssigner, tokenizer: Any, training_steps: int
+) -> LocalWorker:
+    """Policy, and reference and critic where the algorithm asks for them."""
+    import torch
+
+    roles, actor = config.actor_rollout_ref, config.actor_rollout_ref.actor
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    load = _loader_of(config)
+    policy = load(roles.model.path)
+    check_vocabulary(policy, tokenizer)
+    wants_ref = actor.use_kl_loss or credit.needs_ref
+    reference = load(roles.ref.path or roles.model.path) if wants_ref else None
+    critic = None
+    if credit.needs_values:
+        critic = ValueModel(load(config.critic.model.path or roles.model.path))
+    prompts = config.data.train_batch_size
+    mini_batch = config.critic.ppo_mini_batch_size or actor.ppo_mini_batch_size
+    return LocalWorker(
+        policy,
+        actor,
+        temperature=roles.rollout.temperature,
+        total_steps=optimizer_steps(
+            training_steps - config.trainer.critic_warmup,
+            prompts,
+            actor.ppo_mini_batch_size,
+            actor.ppo_epochs,
+        ),
+        loss_divisor=config.data.max_response_length,
+        reference=reference,
+        critic=critic,
+        critic_config=config.critic,
+        critic_total_steps=optimizer_steps(
+            training_steps, prompts, mini_batch, config.critic.ppo_epochs
+        ),
+        seed=config.trainer.seed,
+        tokenizer=tokenizer,
+    )
+
+
+def _loader_of(config: Config) -> Callable[[str], Any]:
+    model, device = config.actor_rollout_ref.model, pick_device(config.trainer.device)
+    dtype = model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device == "cuda" else "float32"
+
+    def load(path: str) -> Any:
+        return load_model(
+            path,
+            dtype,
+            device,
+            trust_remote_code=model.trust_remote_code,
+            gradient_checkpointing=model.enable_gradient_checkpointing,
+        )
+
+    return load
+
+
+def pick_device(device: str) -> str:
+    """``auto`` is the GPU if there is one."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("trainer.device=cuda, but torch sees no GPU; use trainer.device=auto")
+    return device
+
+
+def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
+    """The configured generation engine on the policy's weights."""
+    rollout = config.actor_rollout_ref.rollout
+    return ENGINES.get(rollout.name)(
+        model,
+        tokenizer,
+        max_model_len=rollout.max_model_len
+        or config.data.max_prompt_length + config.data.max_response_length,
+        max_slots=rollout.max_num_seqs,
+        deterministic=rollout.deterministic,
+        readmit_after=rollout.readmit_after,
+    )
+
+
+def train_sampling(config: Config, env: BaseToolEnv) -> Sampling:
+    """How training samples; the environment's own stop strings need no configuration."""
+    rollout = config.actor_rollout_ref.rollout
+    return Sampling(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=max(rollout.top_k, 0),
+        stop=tuple(dict.fromkeys((*env.stop_strings, *rollout.stop))),
+        stop_token_ids=rollout.stop_token_ids,
+        seed=config.trainer.seed,
+    )
+
+
+def loop_limits(config: Config) -> LoopLimits:
+    rollout = config.actor_rollout_ref.rollout
+    return LoopLimits(
+        max_turns=config.tool.max_turns,
+        max_response_length=config.data.max_response_length,
+        max_tokens_per_turn=rollout.response_length,
+        timeout_s=rollout.trajectory_timeout_s,
+        tool_timeout_s=config.tool.timeout_s,
+    )
+
+
+# --- resuming ----------------------------------------------------------------------------
+
+
+def checkpoint_to_resume(config: Config, checkpoints: CheckpointStore) -> Path | None:
+    """The checkpoint that ``trainer.resume_mode`` asks for, or None for a fresh start."""
+    trainer = config.trainer
+    if trainer.resume_mode == "resume_path":
+        if trainer.resume_from_path is None:
+            raise ConfigError("trainer.resume_mode=resume_path needs trainer.resume_from_path")
+        return Path(trainer.resume_from_path)
+    if trainer.resume_mode == "disable":  # the run folder moves what is there aside
+        return None
+    return checkpoints.latest()
