@@ -45,6 +45,7 @@ def load_model(
     transformers knows. Dropout, where a config has any, is off in evaluation mode, and
     stays off: on-policy log-probabilities must be those that the engine sampled with.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     check_folder(path)
@@ -56,7 +57,7 @@ def load_model(
             attn_implementation=name,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {error}") from error
     model = model.to(device).eval()
     if attn == "packed":
@@ -140,12 +141,13 @@ def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def enable_gradient_checkpointing(model: nn.Module) -> None:
-    """Recompute layers in the backward pass. It acts in training mode only, so call
-    ``model.train()`` for updates (models with dropout are refused by packed attention).
+    """Recompute layers in the backward pass instead of keeping what they computed.
+
+    It acts in training mode only, which the worker enters for updates.
     """
-    model.gradient_checkpointing_enable(  # type: ignore[operator]
-        gradient_checkpointing_kwargs={"use_reentrant": False}
-    )
+    name = "activation_checkpointing_enable"  # before transformers 5.23: the older one
+    enable: Any = getattr(model, name, None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def enable_packing(model: nn.Module) -> None:
@@ -169,6 +171,8 @@ def enable_packing(model: nn.Module) -> None:
         raise ModelError(f"{name} does not let its attention be chosen: {error}") from error
     if config._attn_implementation != PACKED:
         raise ModelError(f"{name} ignores the choice of attention and cannot be packed")
+    # torch drops the gradient of an embedding's padding row, which may be a real token.
+    model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
     if next(model.parameters()).device.type != "meta":
         _check_packing(model)
 

@@ -328,11 +328,11 @@ class LocalWorker:
         """
         members = batch.group_id.cpu()
         present = torch.unique(members[batch.loss_mask.any(1).cpu()])
-        for _ in range(epochs):
+        for _ in range(epochs if len(present) else 0):
             order = present
             if self._config.shuffle and groups is not None and groups < len(present):
                 order = present[torch.randperm(len(present), generator=self._order)]
-            for chosen in order.split(groups or max(len(present), 1)):
+            for chosen in order.split(groups or len(present)):
                 yield torch.isin(members, chosen).nonzero().squeeze(1).to(batch.group_id.device)
 
     def _loss_weights(self, part: Batch, mode: str) -> Tensor:
