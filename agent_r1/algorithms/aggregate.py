@@ -57,7 +57,7 @@ def loss_weights(
         owner = torch.unique(trajectory_id, return_inverse=True)[1]
     per_owner = torch.zeros(len(mask), dtype=torch.float64, device=mask.device)
     per_owner = per_owner.scatter_add(0, owner, tokens)
-    sequences = (per_owner > 0).sum().clamp(min=1)
+    sequences = (per_owner > 0).sum().clamp(min=1).to(torch.float64)
     own_tokens = per_owner[owner].clamp(min=1)
     scale = _scale(mode, tokens.sum().clamp(min=1), sequences, own_tokens, divisor)
     return torch.where(tokens > 0, 1.0 / scale, torch.zeros_like(tokens))

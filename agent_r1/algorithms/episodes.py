@@ -168,7 +168,8 @@ def unroll(inputs: AdvantageInputs) -> Episodes:
     """Collect the action tokens of each trajectory in time order, across its segments.
 
     Raises:
-        RecordError: rows of one trajectory disagree about its reward or its group.
+        RecordError: rows of one trajectory disagree about its reward or its group, or an
+            action token belongs to no turn.
     """
     mask = inputs.loss_mask.bool()
     active = mask.any(1)
@@ -188,6 +189,10 @@ def unroll(inputs: AdvantageInputs) -> Episodes:
     position = torch.zeros((count, width), dtype=torch.int64, device=mask.device)
     position[owner, place] = rows * mask.shape[1] + columns
     present = torch.arange(width, device=mask.device) < lengths[:, None]
+    if bool((inputs.turn_index[mask] < 0).any()):
+        raise RecordError(
+            "turn_index is negative at a token of the loss mask; every action has a turn"
+        )
     slot, turn = _turn_slots(inputs.turn_index.reshape(-1)[position], present)
     counted = active[row] if inputs.counted is None else inputs.counted.bool()[row]
     return Episodes(row, counted, position, present, slot, turn, (mask.shape[0], mask.shape[1]))
@@ -225,7 +230,7 @@ def _turn_slots(turn_of: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     slot = torch.where(present, changed.cumsum(1), torch.zeros_like(turn_of))
     turn = torch.full((episodes, int(slot.max()) + 1), -1, dtype=torch.int64, device=present.device)
     owner = torch.arange(episodes, device=present.device)[:, None].expand_as(slot)
-    turn[owner[present], slot[present]] = turn_of[present].clamp(min=0)
+    turn[owner[present], slot[present]] = turn_of[present]
     return slot, turn
 
 

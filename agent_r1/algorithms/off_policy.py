@@ -63,8 +63,7 @@ def importance_weights(
     Raises:
         ConfigError: unknown level or mode, or bounds that do not enclose 1.
     """
-    if not 0 <= lower <= 1 <= upper:
-        raise ConfigError(f"weights are bounded by 0 <= lower <= 1 <= upper: {lower}, {upper}")
+    _check_bounds(lower, upper)
     log_weight = _log_weight(old_logprobs, rollout_logprobs, mask, level, trajectory_id)
     weight = log_weight.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     if mode == "truncate":
@@ -92,9 +91,15 @@ def trusted_mask(
     Keeps what has ``lower <= w <= upper`` (masked importance sampling). Unlike a zero
     weight, a token that is dropped here also leaves the loss denominators.
     """
+    _check_bounds(lower, upper)
     log_weight = _log_weight(old_logprobs, rollout_logprobs, mask, level, trajectory_id)
     low = math.log(lower) if lower > 0 else -math.inf
     return mask.bool() & (log_weight >= low) & (log_weight <= math.log(upper))
+
+
+def _check_bounds(lower: float, upper: float) -> None:
+    if not 0 <= lower <= 1 <= upper:
+        raise ConfigError(f"weights are bounded by 0 <= lower <= 1 <= upper, not {lower}, {upper}")
 
 
 def _log_weight(
