@@ -262,6 +262,7 @@ def build_worker(
     roles, actor = config.actor_rollout_ref, config.actor_rollout_ref.actor
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
+    torch.manual_seed(config.trainer.seed)
     load = _loader_of(config)
     policy = load(roles.model.path)
     check_vocabulary(policy, tokenizer)

@@ -101,7 +101,7 @@ class RLTrainer:
             self._load(resume_from)
         self._parts.run.expect(self.total_steps)
         self._publish_weights()
-        if self.step == 0 and self._config.trainer.val_before_train:
+        if self.step == 0 and self._config.trainer.val_before_train and self._parts.validator.size:
             self._parts.run.log(self._validate(), step=0)
 
     def _train_step(self) -> None:

@@ -1,0 +1,47 @@
+"""A world small enough to train in within a test, with tools of uneven latency."""
+
+import hashlib
+import random
+import time
+
+from agent_r1.tool.base import BaseToolEnv, call_context
+from agent_r1.types import Reward, Task
+
+
+class ToyEnv(BaseToolEnv):
+    """Every turn that does not end the episode is answered, after a random while."""
+
+    def __init__(self, fail_on="", delay=0.01):
+        self.fail_on = fail_on
+        self.delay = delay
+
+    def step(self, raw_response):
+        time.sleep(random.random() * self.delay)
+        context = call_context.get()
+        if self.fail_on and f".{self.fail_on}" in context.trajectory_id:
+            raise RuntimeError("the toy broke")
+        digest = hashlib.sha256(f"{raw_response}{context.seed}".encode()).hexdigest()[:4]
+        return f"[{digest}]", [True], context.turn < 1
+
+
+def tasks(split="train", seed=0, count=8):
+    offset = 0 if split == "train" else 1000
+    for i in range(offset, offset + count):
+        yield Task(f"{split}-{i}", f"q{i}:", answer=str(i), data_source="toy")
+
+
+def likes_low_bytes(trajectory):
+    """A dense reward: the share of the model's tokens below 128."""
+    ids = [i for turn in trajectory.turns for i in turn.completion.token_ids]
+    share = sum(i < 128 for i in ids) / max(len(ids), 1)
+    return Reward(share, {"accuracy": float(share > 0.6)})
+
+
+def nan(trajectory):
+    return float("nan")
+
+
+def sometimes_raises(trajectory):
+    if trajectory.index == 0:
+        raise ValueError("no such column")
+    return likes_low_bytes(trajectory)
