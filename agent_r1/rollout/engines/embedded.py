@@ -13,7 +13,7 @@ from torch import nn
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop, EngineStats, Reply
-from agent_r1.rollout.engines.embedded_model import bind, make_runner, make_twin
+from agent_r1.rollout.engines.embedded_model import Twin, make_runner
 from agent_r1.rollout.engines.embedded_schedule import Request, Schedule
 from agent_r1.rollout.engines.embedded_slots import SlotTable
 from agent_r1.rollout.engines.embedded_stop import StopSets, token_bytes
@@ -69,10 +69,9 @@ class EmbeddedEngine:
         ends = _eos_ids(model, tokenizer) if eos_ids is None else tuple(eos_ids)
         self._max_model_len = max_model_len
         self._vocabulary = _vocabulary_size(model)
-        self._source = model
-        self._twin = make_twin(model)
+        self._twin = Twin(model)
         self._loop = DecodeLoop(
-            make_runner(self._twin),
+            make_runner(self._twin.module),
             SlotCache(weight.device, weight.dtype, max_model_len),
             StopSets(token_bytes(tokenizer, self._vocabulary), ends),
             Schedule(deterministic=deterministic, readmit_after=readmit_after),
@@ -118,9 +117,8 @@ class EmbeddedEngine:
         """Serve ``source``: None or the model itself after an update, another module of
         the same architecture, a mapping of tensors, or a folder of safetensors.
         """
-        chosen = self._source if source is None else source
         reply: Reply[None] = Reply()
-        binding = functools.partial(bind, self._twin, chosen)
+        binding = functools.partial(self._twin.bind, source)
         self._loop.post(functools.partial(self._loop.load, binding, version, reply))
         await reply.future
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_attention import StepBatch
+from agent_r1.rollout.engines.embedded_lean import LeanRunner, is_lean
 
 _ATTENTION_NAME = "agent_r1_slots"
 _SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
@@ -67,40 +68,48 @@ class TransformersRunner:
 
 def make_runner(twin: nn.Module) -> Runner:
     """The fastest runner that computes this model exactly."""
-    return TransformersRunner(twin)
+    return LeanRunner(twin) if is_lean(twin) else TransformersRunner(twin)
 
 
-def make_twin(model: nn.Module) -> nn.Module:
+class Twin:
     """A copy of the module tree in evaluation mode whose tensors are those of ``model``."""
-    unsupported = sorted(set(_layer_types(model)) - _SUPPORTED_LAYERS)
-    if unsupported:
-        raise EngineError(
-            f"{type(model).__name__} has layers of type {', '.join(unsupported)}, which the "
-            "embedded engine does not run; set actor_rollout_ref.rollout.name=vllm"
-        )
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
-    shared.update({id(tensor): tensor for tensor in model.buffers()})
-    return copy.deepcopy(model, shared).eval()
 
+    def __init__(self, model: nn.Module) -> None:
+        unsupported = sorted(set(_layer_types(model)) - _SUPPORTED_LAYERS)
+        if unsupported:
+            raise EngineError(
+                f"{type(model).__name__} has layers of type {', '.join(unsupported)}, which the "
+                "embedded engine does not run; set actor_rollout_ref.rollout.name=vllm"
+            )
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
+        shared.update({id(tensor): tensor for tensor in model.buffers()})
+        self.module: nn.Module = copy.deepcopy(model, shared).eval()
+        self._model = model
+        first: dict[int, str] = {}
+        self._tied_to = {
+            name: first.setdefault(id(tensor), name)
+            for name, tensor in model.named_parameters(remove_duplicate=False)
+        }
 
-def bind(twin: nn.Module, source: Any) -> None:
-    """Make the twin use the tensors of ``source``: a module, a mapping or a checkpoint folder.
+    def bind(self, source: Any) -> None:
+        """Use the tensors of ``source``: None for the model itself, a module, a mapping, a folder.
 
-    Tensors on the twin's device in its dtype are used as they are, others are converted.
-    """
-    tensors = _tensors_of(source)
-    seen: dict[int, nn.Parameter] = {}
-    for name, old in list(twin.named_parameters(remove_duplicate=False)):
-        path, _, leaf = name.rpartition(".")
-        new = tensors.get(name)
-        if new is None:
-            if id(old) not in seen:
+        Tensors on the right device in the right dtype are used as they are, others are
+        converted. Nothing changes if anything is missing or does not fit.
+        """
+        tensors = _tensors_of(self._model if source is None else source)
+        bound: dict[str, nn.Parameter] = {}
+        for name, old in self.module.named_parameters(remove_duplicate=False):
+            new = tensors.get(name)
+            if new is not None:
+                bound[name] = _fit(name, new, old)
+            elif self._tied_to[name] in bound:
+                bound[name] = bound[self._tied_to[name]]
+            else:
                 raise EngineError(f"the new weights lack {name}; load a complete state dict")
-            bound = seen[id(old)]
-        else:
-            bound = _fit(name, new, old)
-            seen[id(old)] = bound
-        twin.get_submodule(path)._parameters[leaf] = bound
+        for name, parameter in bound.items():
+            path, _, leaf = name.rpartition(".")
+            self.module.get_submodule(path)._parameters[leaf] = parameter
 
 
 def _fit(name: str, new: Tensor, old: nn.Parameter) -> nn.Parameter:

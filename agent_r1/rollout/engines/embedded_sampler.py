@@ -99,9 +99,13 @@ def _search(weights: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
-    """The first index whose running sum exceeds the target; its own weight is positive."""
+    """The first index whose running sum exceeds the target; its own weight is positive.
+
+    Sums that are not numbers give the last index; the caller sees the log-probability.
+    """
     below_total = torch.nextafter(cdf[:, -1], torch.zeros_like(target))
-    return torch.searchsorted(cdf, torch.minimum(target, below_total)[:, None], right=True)[:, 0]
+    target = torch.minimum(target, below_total)[:, None]
+    return torch.searchsorted(cdf, target, right=True)[:, 0].clamp_max(cdf.shape[1] - 1)
 
 
 def _restrict(probs: Tensor, rows: RowSampling, greedy: NDArray[np.bool_]) -> Tensor:
