@@ -1,234 +1,201 @@
-"""The embedded executor (first version)."""
+"""The embedded executor: isolated programs started by this very process."""
 
 from __future__ import annotations
 
-import asyncio
-import math
 import os
-import select
+import signal
 import threading
-import time
-from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
-from agent_r1.errors import LanguageUnavailable, SandboxError
-from agent_r1.sandbox import tiers
-from agent_r1.sandbox.base import Limits, RunRequest, RunResult
+from agent_r1.errors import SandboxUnavailable
+from agent_r1.sandbox import cgroups, tiers
+from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.exchange import Exchange, SlotLost
-from agent_r1.sandbox.pool import Slot, ZygotePool
+from agent_r1.sandbox.guest import messages
+from agent_r1.sandbox.isolation import LEVELS, Level
+from agent_r1.sandbox.jobs import Job, Plan, plan
+from agent_r1.sandbox.pool import PoolSettings, Slot, ZygotePool
+from agent_r1.sandbox.sessions import Session, SessionTable
+from agent_r1.sandbox.steps import Call, Flow, Gate, Step, adrive, drive
 
-_GRACE = 5.0
-_ATTEMPTS = 3
-
-
-class Gate:
-    """Lets a number of runs through at a time, first come first served, any kind of waiter."""
-
-    def __init__(self, permits: int) -> None:
-        self._lock = threading.Lock()
-        self._free = permits
-        self._waiting: deque[Callable[[], None]] = deque()
-
-    def enter(self) -> None:
-        """Wait for a permit, blocking."""
-        opened = threading.Lock()
-        opened.acquire()
-        if not self._ask(opened.release):
-            opened.acquire()
-
-    async def aenter(self) -> None:
-        """Wait for a permit, on the running event loop."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(self._hand_over, future)
-
-        if not self._ask(wake):
-            try:
-                await future
-            except asyncio.CancelledError:
-                if future.done() and not future.cancelled():
-                    self.leave()
-                raise
-
-    def _hand_over(self, future: asyncio.Future[None]) -> None:
-        if future.cancelled():
-            self.leave()
-        else:
-            future.set_result(None)
-
-    def _ask(self, wake: Callable[[], None]) -> bool:
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                return True
-            self._waiting.append(wake)
-            return False
-
-    def leave(self) -> None:
-        """Give the permit to the longest waiting, or back."""
-        with self._lock:
-            if not self._waiting:
-                self._free += 1
-                return
-            wake = self._waiting.popleft()
-        wake()
+_ATTEMPTS: Final = 3
+_NOT_RUN: Final = RunResult(status=RunStatus.ERROR)
+_LOST: Final = "\n[the session ended; its state is lost]\n"
 
 
 class EmbeddedExecutor:
-    """Runs programs in isolated processes that this process starts itself."""
+    """Runs programs in isolated processes; see this module's text for what that means.
 
-    def __init__(self, workers: int | None = None, isolation: str = "strict") -> None:
+    Construction is cheap: the processes start with the first program that needs them.
+
+    Args:
+        workers: programs that run at the same time; others wait. By default twice the cores,
+            at least 8, so that sleeping and looping programs do not hold up short ones.
+        isolation: ``"strict"``, or the name of a weaker level that is accepted.
+        max_sessions: persistent interpreters kept; one more ends the longest unused one
+            that is not running.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        isolation: Level = "strict",
+        *,
+        max_sessions: int = 256,
+    ) -> None:
+        if isolation not in LEVELS:
+            raise ValueError(f"isolation={isolation!r}: choose one of {', '.join(LEVELS)}")
         self.workers = workers or max(8, 2 * (os.cpu_count() or 1))
         self.isolation = isolation
         self._gate = Gate(self.workers)
-        size = Limits().file_bytes
-        self._pools = {tier.name: ZygotePool(tier, size) for tier in tiers.ALL}
+        self._max_sessions = max_sessions
+        self._lock = threading.Lock()
+        self._owner = -1
+        self._pools: dict[str, ZygotePool] = {}
+        self._sessions = SessionTable(max_sessions)
+        self._closed = False
 
     def run(self, request: RunRequest) -> RunResult:
-        pool, job = self._plan(request)
-        self._gate.enter()
-        try:
-            for attempt in range(_ATTEMPTS):
-                slot = pool.take()
-                try:
-                    return self._run_on(slot, request, job)
-                except SlotLost:
-                    if attempt + 1 == _ATTEMPTS:
-                        raise
-            raise AssertionError
-        finally:
-            self._gate.leave()
-
-    def _run_on(self, slot: Slot, request: RunRequest, job: dict[str, Any]) -> RunResult:
-        try:
-            exchange = Exchange(slot.channel, request, job)
-        except SlotLost:
-            slot.close()
-            raise
-        try:
-            _pump(exchange, time.monotonic() + job["wall"] + _GRACE)
-            result = exchange.result()
-        except BaseException:
-            exchange.close()
-            slot.close()
-            raise
-        slot.tier.put(slot)
-        return result
+        return drive(self._flow(request))
 
     async def arun(self, request: RunRequest) -> RunResult:
-        pool, job = self._plan(request)
-        await self._gate.aenter()
+        return await adrive(self._flow(request))
+
+    def close_session(self, session: str) -> None:
+        self._sessions.close(session)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            pools, self._pools = list(self._pools.values()), {}
+        self._sessions.close_all()
+        if self._owner == os.getpid():
+            for pool in pools:
+                pool.close()
+
+    def __enter__(self) -> EmbeddedExecutor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pool(self, tier: tiers.Tier) -> ZygotePool:
+        with self._lock:
+            if self._closed:
+                raise SandboxUnavailable("the executor is closed")
+            if self._owner != os.getpid():  # first use, or first use in a forked child
+                self._start()
+            return self._pools[tier.name]
+
+    def _start(self) -> None:
+        self._owner = os.getpid()
+        self._gate = Gate(self.workers)
+        self._sessions = SessionTable(self._max_sessions)
+        settings = PoolSettings(Limits().file_bytes, self.isolation, cgroups.find())
+        self._pools = {tier.name: ZygotePool(tier, settings) for tier in tiers.ALL}
+
+    def _flow(self, request: RunRequest) -> Flow[RunResult]:
+        planned = plan(request)
+        pool = self._pool(planned.tier)
+        gate = self._gate
+        yield gate
         try:
+            if request.session is not None:
+                return (yield from self._in_session(request.session, pool, request, planned))
             for attempt in range(_ATTEMPTS):
-                slot = pool.take_idle() or await asyncio.to_thread(pool.take)
+                slot = yield from _take(pool)
                 try:
-                    return await self._arun_on(slot, request, job)
+                    return (yield from _on_slot(slot, request, planned))
                 except SlotLost:
                     if attempt + 1 == _ATTEMPTS:
                         raise
-            raise AssertionError
+            raise AssertionError("unreachable")
         finally:
-            self._gate.leave()
+            gate.leave()
 
-    async def _arun_on(self, slot: Slot, request: RunRequest, job: dict[str, Any]) -> RunResult:
+    def _in_session(
+        self, name: str, pool: ZygotePool, request: RunRequest, planned: Plan
+    ) -> Flow[RunResult]:
+        """Run in the interpreter called ``name``, one cell at a time."""
+        session = self._sessions.get(name)
+        yield session.turn
         try:
-            exchange = Exchange(slot.channel, request, job)
-        except SlotLost:
-            slot.close()
-            raise
-        try:
-            await _apump(exchange, job["wall"] + _GRACE)
-            result = exchange.result()
-        except BaseException:
-            exchange.close()
-            slot.close()
-            raise
-        slot.tier.put(slot)
-        return result
-
-    def _plan(self, request: RunRequest) -> tuple[ZygotePool, dict[str, Any]]:
-        limits = request.limits
-        cpu = limits.cpu_seconds or limits.wall_seconds * (os.cpu_count() or 1)
-        job: dict[str, Any] = {
-            "code": request.code,
-            "files": dict(request.files),
-            "fetch": list(request.fetch_files),
-            "seed": request.seed,
-            "last_expression": request.last_expression,
-            "processes": limits.processes,
-            "file_bytes": limits.file_bytes,
-            "cpu_seconds": max(1, math.ceil(cpu)),
-            "wall": limits.wall_seconds,
-        }
-        if request.language == "python":
-            return self._pools[tiers.choose(request.code).name], job
-        if request.language == "bash":
-            job["command"] = ["/bin/bash", "-c", request.code]
-            job["environment"] = {
-                "PATH": "/usr/bin:/bin",
-                "HOME": "/sandbox/work",
-                "LANG": "C.UTF-8",
-            }
-            return self._pools["tools"], job
-        raise LanguageUnavailable(f"language {request.language!r} is not available")
-
-    def close_session(self, session: str) -> None:
-        """Sessions are not there yet."""
-
-    def close(self) -> None:
-        for pool in self._pools.values():
-            pool.close()
+            if session.slot is None:
+                session.slot = yield from _take(pool)
+            return (yield from _cell(session, request, planned.run))
+        finally:
+            if session.closed:
+                session.drop()
+            session.turn.leave()
 
 
-def _pump(exchange: Exchange, deadline: float) -> None:
-    poller = select.poll()
-    for descriptor in (exchange.channel.fileno(), exchange.out.descriptor, exchange.err.descriptor):
-        poller.register(descriptor, select.POLLIN)
-    while True:
-        left = deadline - time.monotonic()
-        events = poller.poll(max(0.0, left * 1000))
-        if not events:
-            raise SlotLost("the sandbox did not end a program in time")
-        for descriptor, _ in events:
-            if exchange.readable(descriptor):
-                return
-            stream = exchange.out if descriptor == exchange.out.descriptor else exchange.err
-            if descriptor == stream.descriptor and (stream.overflowed or _ & select.POLLHUP):
-                poller.unregister(descriptor)
+def _take(pool: ZygotePool) -> Generator[Step, Any, Slot]:
+    """A slot of ``pool``; starting one blocks for milliseconds, a tier for up to seconds."""
+    slot: Slot = pool.take_idle() or (yield Call(pool.take))
+    return slot
 
 
-async def _apump(exchange: Exchange, seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def ready(descriptor: int) -> None:
-        try:
-            if exchange.readable(descriptor):
-                if not done.done():
-                    done.set_result(None)
-                return
-        except SandboxError as error:
-            if not done.done():
-                done.set_exception(error)
-        stream = exchange.out if descriptor == exchange.out.descriptor else exchange.err
-        if descriptor == stream.descriptor and stream.overflowed:
-            loop.remove_reader(descriptor)
-
-    watched = [exchange.channel.fileno(), exchange.out.descriptor, exchange.err.descriptor]
-    for descriptor in watched:
-        loop.add_reader(descriptor, ready, descriptor)
-    timer = loop.call_later(seconds, _late, done)
+def _on_slot(slot: Slot, request: RunRequest, planned: Plan) -> Flow[RunResult]:
+    """Compile if need be and run; the slot goes back to its tier, or ends if it is unclean."""
+    clean = False
     try:
-        await done
+        compiled: RunResult | None = None
+        if planned.compile is not None:
+            first = yield from _exchange(slot, request, planned.compile, messages.KEEP_FILES)
+            compiled = first.result
+            if compiled.status is not RunStatus.SUCCESS:
+                return replace(_NOT_RUN, compile=compiled)
+        ended = yield from _exchange(slot, request, planned.run, 0)
+        clean = ended.slot_lives
+        return ended.result if compiled is None else replace(ended.result, compile=compiled)
     finally:
-        timer.cancel()
-        for descriptor in watched:
-            loop.remove_reader(descriptor)
+        if clean:
+            slot.tier.put(slot)
+        else:
+            slot.close()
 
 
-def _late(done: asyncio.Future[None]) -> None:
-    if not done.done():
-        done.set_exception(SlotLost("the sandbox did not end a program in time"))
+def _cell(session: Session, request: RunRequest, job: Job) -> Flow[RunResult]:
+    """One run in a session's interpreter, whose slot ends when the interpreter does."""
+    slot = session.slot
+    assert slot is not None
+    goes_on = False
+    try:
+        ended = yield from _exchange(slot, request, job, messages.SESSION)
+        goes_on = ended.session_lives
+        return ended.result if goes_on else _note_loss(ended.result)
+    finally:
+        if not goes_on:
+            session.drop()
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    result: RunResult
+    session_lives: bool
+    slot_lives: bool = True
+
+
+def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_Ended]:
+    """One run on ``slot``."""
+    slot.limit(request.limits.memory_bytes, request.limits.processes)
+    exchange = Exchange(slot.channel, request, job, flags)
+    try:
+        yield exchange
+        report = exchange.report
+        assert report is not None
+        killed = report.wait_status & 0x7F == signal.SIGKILL
+        return _Ended(exchange.result(ran_out=killed and slot.ran_out()), report.alive)
+    except SlotLost:
+        if not slot.ran_out():
+            raise
+        return _Ended(exchange.cut_short(), False, slot_lives=False)  # the choice fell on init
+    finally:
+        exchange.close()
+
+
+def _note_loss(result: RunResult) -> RunResult:
+    """Tell who reads the output that the next run begins with nothing."""
+    return replace(result, stderr=result.stderr + _LOST)

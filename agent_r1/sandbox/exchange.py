@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import marshal
 import os
 import re
+import select
 import signal
 import socket
-from collections.abc import Mapping
-from typing import Any, Final
+import time
+from typing import Final
 
 from agent_r1.errors import SandboxError
 from agent_r1.sandbox.base import RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.guest import messages
+from agent_r1.sandbox.jobs import Job
 
 _CHUNK: Final = 65536
+_PIPE_CHUNKS: Final = 32
+_GRACE: Final = 5.0
+"""Seconds past the wall clock after which init is taken for dead."""
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _NO_MEMORY: Final = re.compile(r"^(?:[\w.]*MemoryError\b|terminate called.*std::bad_alloc)")
 
 
 class SlotLost(SandboxError):
-    """The slot's processes ended under a run. A program is isolated, so running it again is safe."""
+    """The slot's processes ended under a run: an isolated program can safely run again."""
 
 
 class Stream:
@@ -37,7 +43,7 @@ class Stream:
         self.overflowed = False
 
     def read(self) -> bool:
-        """Take what is there. False when nothing will follow."""
+        """Take what is there; past the cap it is thrown away. False at the end."""
         try:
             data = os.read(self.descriptor, _CHUNK)
         except BlockingIOError:
@@ -48,14 +54,17 @@ class Stream:
         if len(data) > room:
             data = data[:room]
             self.overflowed = True
-        self.size += len(data)
-        self.chunks.append(data)
-        return not self.overflowed
+        if data:
+            self.size += len(data)
+            self.chunks.append(data)
+        return True
 
     def drain(self) -> None:
-        """Take the rest, after every writer is gone."""
-        while not self.overflowed and self.read():
-            pass
+        """Take the rest after the run; more than a pipe holds cannot be there."""
+        for _ in range(_PIPE_CHUNKS):
+            before = self.size
+            if self.overflowed or not self.read() or self.size == before:
+                return
 
     def text(self) -> str:
         """The output; undecodable bytes become the replacement character."""
@@ -77,12 +86,14 @@ def sealed_memory(name: str, data: bytes) -> int:
 
 
 class Exchange:
-    """One run on one slot. ``readable`` is called for each descriptor that became so."""
+    """One run on one slot; the step that waits for its end."""
 
-    def __init__(self, channel: socket.socket, request: RunRequest, job: Mapping[str, Any]) -> None:
+    def __init__(self, channel: socket.socket, request: RunRequest, job: Job, flags: int) -> None:
         self.channel = channel
-        self.request = request
         self.report: messages.Report | None = None
+        self._limits = request.limits
+        self._wall = job.wall_seconds
+        self._stopping = False
         self._fetched = -1
         out, out_end = os.pipe2(os.O_CLOEXEC)
         err, err_end = os.pipe2(os.O_CLOEXEC)
@@ -90,10 +101,10 @@ class Exchange:
         os.set_blocking(err, False)
         cap = request.limits.output_bytes
         self.out, self.err = Stream(out, cap), Stream(err, cap)
-        self._stopping = False
-        sent = [sealed_memory("job", marshal.dumps(job)), out_end, err_end]
+        sent = [out_end, err_end]
         try:
-            self._send(job, sent)
+            sent.insert(0, sealed_memory("job", marshal.dumps(job.payload)))
+            self._send(request.stdin, bool(job.payload["fetch"]), flags, sent)
         except OSError as error:
             self.close()
             raise SlotLost(f"the sandbox process is gone: {error}") from error
@@ -101,29 +112,30 @@ class Exchange:
             for descriptor in sent:
                 os.close(descriptor)
 
-    def _send(self, job: Mapping[str, Any], sent: list[int]) -> None:
-        flags = int(job.get("flags", 0))
-        limits = self.request.limits
-        if self.request.stdin:
+    def _send(self, stdin: str, fetch: bool, flags: int, sent: list[int]) -> None:
+        if stdin:
             flags |= messages.STDIN
-            sent.append(sealed_memory("stdin", self.request.stdin.encode("utf-8", "replace")))
-        if job["fetch"]:
+            sent.append(sealed_memory("stdin", stdin.encode("utf-8", "surrogateescape")))
+        if fetch:
             flags |= messages.FETCH
             self._fetched = os.memfd_create("files", os.MFD_CLOEXEC)
             sent.append(os.dup(self._fetched))
-        order = messages.Order(job["wall"], limits.memory_bytes, limits.file_bytes, flags)
+        limits = self._limits
+        order = messages.Order(self._wall, limits.memory_bytes, limits.file_bytes, flags)
         socket.send_fds(self.channel, [order.pack()], sent)
 
-    def readable(self, descriptor: int) -> bool:
-        """Handle one event. True when the run is over; False for an ended stream too."""
+    def _readable(self, descriptor: int) -> bool:
+        """Handle one event. False when this descriptor has nothing more to say."""
         if descriptor == self.channel.fileno():
-            return self._receive()
+            self.report = self._receive()
+            return True
         stream = self.out if descriptor == self.out.descriptor else self.err
-        if not stream.read() and stream.overflowed and not self._stopping:
-            self.stop()
-        return False
+        more = stream.read()
+        if stream.overflowed and not self._stopping:
+            self._stop()
+        return more
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Have the program ended now; its report follows."""
         self._stopping = True
         try:
@@ -131,15 +143,54 @@ class Exchange:
         except OSError as error:
             raise SlotLost(f"the sandbox process is gone: {error}") from error
 
-    def _receive(self) -> bool:
+    def _receive(self) -> messages.Report:
         try:
             data = self.channel.recv(4096)
         except OSError as error:
             raise SlotLost(f"the sandbox process is gone: {error}") from error
         if not data:
             raise SlotLost("the sandbox process ended in the middle of a run")
-        self.report = messages.Report.unpack(data)
-        return True
+        return messages.Report.unpack(data)
+
+    def now(self) -> None:
+        """Wait for the report, taking output meanwhile, in this thread."""
+        deadline = time.monotonic() + self._wall + _GRACE
+        poller = select.poll()
+        for watched in (self.channel.fileno(), self.out.descriptor, self.err.descriptor):
+            poller.register(watched, select.POLLIN)
+        while self.report is None:
+            events = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not events:
+                raise SlotLost("the sandbox did not end a program in time")
+            for descriptor, _ in events:
+                if not self._readable(descriptor):
+                    poller.unregister(descriptor)
+
+    async def later(self) -> None:
+        """Wait for the report, taking output meanwhile, on the running event loop."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def ready(descriptor: int) -> None:
+            try:
+                if not self._readable(descriptor):
+                    loop.remove_reader(descriptor)
+            except SandboxError as error:
+                if not done.done():
+                    done.set_exception(error)
+            if self.report is not None and not done.done():
+                done.set_result(None)
+
+        watched = (self.channel.fileno(), self.out.descriptor, self.err.descriptor)
+        for descriptor in watched:
+            loop.add_reader(descriptor, ready, descriptor)
+        timer = loop.call_later(self._wall + _GRACE, _late, done)
+        try:
+            await done
+        finally:
+            timer.cancel()
+            for descriptor in watched:
+                loop.remove_reader(descriptor)
 
     def close(self) -> None:
         """Give back the descriptors."""
@@ -148,38 +199,53 @@ class Exchange:
                 os.close(descriptor)
         self.out.descriptor = self.err.descriptor = self._fetched = -1
 
-    def result(self) -> RunResult:
-        """Judge the finished run. Closes the exchange."""
+    def result(self, *, ran_out: bool = False) -> RunResult:
+        """Judge the finished run; ``ran_out``: the kernel killed in this slot for memory."""
         report = self.report
         assert report is not None
         self.out.drain()
         self.err.drain()
-        files = self._files()
-        self.close()
         stdout, stderr = self.out.text(), self.err.text()
-        if report.reason == messages.NEVER_STARTED:
+        if report.reason == messages.NEVER_STARTED and not ran_out:
             raise SandboxError(f"the sandbox could not start a program: {stderr.strip()}")
-        status, code = judge(report, self.out.overflowed or self.err.overflowed, stderr)
+        overflowed = self.out.overflowed or self.err.overflowed
+        status, code = judge(report, overflowed, ran_out, stderr)
         return RunResult(
             status=status,
             stdout=stdout,
             stderr=stderr,
             exit_code=code,
             seconds=report.seconds,
-            files=files,
+            files=self._files(),
+        )
+
+    def cut_short(self) -> RunResult:
+        """The result of a run whose init the kernel killed for memory."""
+        self.out.drain()
+        self.err.drain()
+        return RunResult(
+            status=RunStatus.MEMORY_LIMIT,
+            stdout=self.out.text(),
+            stderr=self.err.text(),
+            exit_code=-signal.SIGKILL,
         )
 
     def _files(self) -> dict[str, bytes]:
         if self._fetched < 0:
             return {}
         data = os.pread(self._fetched, os.fstat(self._fetched).st_size, 0)
-        if not data:
-            return {}
-        found: dict[str, bytes] = marshal.loads(data)
+        found: dict[str, bytes] = marshal.loads(data) if data else {}
         return found
 
 
-def judge(report: messages.Report, overflowed: bool, stderr: str) -> tuple[RunStatus, int | None]:
+def _late(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_exception(SlotLost("the sandbox did not end a program in time"))
+
+
+def judge(
+    report: messages.Report, overflowed: bool, ran_out: bool, stderr: str
+) -> tuple[RunStatus, int | None]:
     """Status and exit code of a run from what init and the kernel say about it."""
     code = os.waitstatus_to_exitcode(report.wait_status)
     if report.reason == messages.TIMED_OUT:
@@ -188,7 +254,7 @@ def judge(report: messages.Report, overflowed: bool, stderr: str) -> tuple[RunSt
         return RunStatus.OUTPUT_LIMIT, code
     if code == -signal.SIGXCPU:
         return RunStatus.TIMEOUT, None
-    if report.reason == messages.MEMORY:
+    if ran_out or report.reason == messages.MEMORY:
         return RunStatus.MEMORY_LIMIT, code
     if code == 0:
         return RunStatus.SUCCESS, 0
@@ -198,5 +264,4 @@ def judge(report: messages.Report, overflowed: bool, stderr: str) -> tuple[RunSt
 
 
 def _ran_out_of_memory(stderr: str) -> bool:
-    lines = stderr.rstrip().rsplit("\n", 1)
-    return bool(_NO_MEMORY.match(lines[-1]))
+    return bool(_NO_MEMORY.match(stderr.rstrip().rpartition("\n")[2]))

@@ -18,17 +18,22 @@ import time
 from typing import NoReturn
 
 from agent_r1.sandbox.guest import linux, messages, program, seccomp
+from agent_r1.sandbox.guest.session import Session
 
 _BOX = ("/sandbox", "/sandbox/work", "/sandbox/tmp", "/sandbox/shm")
 _FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _MILLISECONDS = 1000
+_WATCH_SECONDS = 0.05
+"""How often the memory of a tree is sampled, beginning with its second such interval."""
+_INTERRUPT_SECONDS = 0.05
+"""How long a session has to answer an interrupt before it is killed."""
 
 
 def main(
     channel: socket.socket, keeper: socket.socket, file_bytes: int, *, own_user: bool
 ) -> NoReturn:
     """Serve the host on ``channel`` until it hangs up."""
-    linux.mount("proc", "/proc", "proc", _FLAGS, "hidepid=2")
+    _mount_proc()
     with contextlib.suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
     linux.drop_bounding_set()
@@ -45,6 +50,15 @@ def main(
         slot.serve_one()
 
 
+def _mount_proc() -> None:
+    """Our processes only, and of those not even us; older kernels show more."""
+    linux.mount("proc", "/proc", "proc", _FLAGS, "hidepid=2")
+    with contextlib.suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("0")
+    with contextlib.suppress(OSError):
+        linux.mount("proc", "/proc", "proc", _FLAGS, "hidepid=2,subset=pid")
+
+
 class _Slot:
     """The state of one init between runs."""
 
@@ -52,6 +66,7 @@ class _Slot:
         self.channel = channel
         self.keeper = keeper
         self.file_bytes = file_bytes
+        self.session: Session | None = None
         self.started = mmap.mmap(-1, mmap.PAGESIZE)
         self.pristine = self._box_state()
 
@@ -69,16 +84,19 @@ class _Slot:
         if data[:1] != messages.RUN:  # a STOP that crossed our report
             return
         order = messages.Order.unpack(data)
-        if order.file_bytes != self.file_bytes:
+        if order.file_bytes != self.file_bytes and self.session is None:
             self._renew(order.file_bytes)
-        report = self._run(order, descriptors)
+        if order.flags & messages.SESSION:
+            report = self._run_session(order, descriptors)
+        else:
+            report = self._run(order, descriptors)
+        if order.flags & messages.FETCH:
+            self._collect(descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        if order.flags & messages.KEEP_FILES:
-            self.channel.send(report)
-            return
-        self.channel.send(report)
-        if self._box_state() != self.pristine:
+        self.channel.send(report.pack())
+        kept = report.alive or order.flags & messages.KEEP_FILES
+        if not kept and self._box_state() != self.pristine:
             self._renew(order.file_bytes)
 
     def _renew(self, file_bytes: int) -> None:
@@ -88,34 +106,82 @@ class _Slot:
         self.file_bytes = file_bytes
         self.pristine = self._box_state()
 
-    def _run(self, order: messages.Order, descriptors: list[int]) -> bytes:
+    def _run(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
         self.started[0] = 0
         began = time.monotonic()
         child = os.fork()
         if child == 0:
             self._in_child(order, descriptors)
-        reason = self._wait(child, began + order.wall_seconds)
-        status, cpu = _end_all(child)
+        exited = os.pidfd_open(child)
+        reason = self._wait(exited, order, began + order.wall_seconds)
+        os.close(exited)
+        status, cpu = end_all(child)
         seconds = time.monotonic() - began
         if not self.started[0] and reason == messages.EXITED:
             reason = messages.NEVER_STARTED
-        if order.flags & messages.FETCH:
-            self._collect(descriptors)
-        return messages.Report(reason, status, seconds, cpu).pack()
+        return messages.Report(reason, False, status, seconds, cpu)
 
     def _in_child(self, order: messages.Order, descriptors: list[int]) -> NoReturn:
         """Become the program. Descriptors: job, standard output and error, maybe input."""
         try:
             job = program.read_job(descriptors[0])
-            if order.flags & messages.STDIN:
-                os.dup2(descriptors[3], 0)
-            os.dup2(descriptors[1], 1)
-            os.dup2(descriptors[2], 2)
+            program.attach(descriptors, bool(order.flags & messages.STDIN))
             os.closerange(3, 64)
             program.become(job, order.memory_bytes, self.started)
         except BaseException as error:
             os.write(2, f"{type(error).__name__}: {error}\n".encode())
         os._exit(1)
+
+    def _wait(self, ended: int, order: messages.Order, deadline: float) -> int:
+        """Until ``ended`` is readable, time is up, memory is used up, or the host says stop."""
+        poller = select.poll()
+        channel = self.channel.fileno()
+        poller.register(ended, select.POLLIN)
+        poller.register(channel, select.POLLIN)
+        watching = False
+        while True:
+            left = deadline - time.monotonic()
+            pause = min(max(0.0, left), 2 * _WATCH_SECONDS if not watching else _WATCH_SECONDS)
+            ready = dict(poller.poll(pause * _MILLISECONDS))
+            if ended in ready:
+                return messages.EXITED
+            if channel in ready:
+                if not self.channel.recv(1):
+                    os._exit(0)
+                return messages.STOPPED
+            if time.monotonic() >= deadline:
+                return messages.TIMED_OUT
+            watching = True
+            if program.tree_memory() > order.memory_bytes:
+                return messages.MEMORY
+
+    def _run_session(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
+        """One cell: let the interpreter continue, hand it the job, stop it afterwards."""
+        began = time.monotonic()
+        session = self.session
+        if session is None:
+            session = self.session = Session(order, self.started)
+        session.hand_over(order, descriptors)
+        reason = self._wait(session.fileno(), order, began + order.wall_seconds)
+        status = session.outcome() if reason == messages.EXITED else None
+        if reason != messages.EXITED:
+            status = self._interrupt(session, order)
+        if status is not None:
+            session.stop()
+            seconds = time.monotonic() - began
+            return messages.Report(reason, True, status << 8, seconds, 0.0)
+        self.session = None
+        session.close()
+        status, cpu = end_all(session.pid)
+        return messages.Report(reason, False, status, time.monotonic() - began, cpu)
+
+    def _interrupt(self, session: Session, order: messages.Order) -> int | None:
+        """Have the cell raise ``KeyboardInterrupt``; its exit code if it obeyed in time."""
+        session.interrupt()
+        deadline = time.monotonic() + _INTERRUPT_SECONDS
+        if self._wait(session.fileno(), order, deadline) != messages.EXITED:
+            return None
+        return session.outcome()
 
     def _collect(self, descriptors: list[int]) -> None:
         """Read the files that the job asks for, as unprivileged as the program was."""
@@ -128,27 +194,9 @@ class _Slot:
                 os._exit(0)
         os.waitpid(child, 0)
 
-    def _wait(self, child: int, deadline: float) -> int:
-        poller = select.poll()
-        exited = os.pidfd_open(child)
-        channel = self.channel.fileno()
-        poller.register(exited, select.POLLIN)
-        poller.register(channel, select.POLLIN)
-        reason = messages.EXITED
-        left = deadline - time.monotonic()
-        ready = dict(poller.poll(max(0.0, left * _MILLISECONDS)))
-        if exited not in ready:
-            reason = messages.TIMED_OUT
-            if channel in ready:
-                reason = messages.STOPPED
-                if not self.channel.recv(1):
-                    os._exit(0)
-        os.close(exited)
-        return reason
 
-
-def _end_all(child: int) -> tuple[int, float]:
-    """Kill and reap every process of this slot but ourselves."""
+def end_all(child: int) -> tuple[int, float]:
+    """Kill and reap every process of this slot but ourselves; status of ``child``, CPU of all."""
     status, cpu = 0, 0.0
     while True:
         with contextlib.suppress(ProcessLookupError):

@@ -87,7 +87,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
-    """mount(2)."""
+    """Mount a file system of ``kind`` with the options in ``data``."""
     result = _libc.mount(
         source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode()
     )
@@ -125,7 +125,7 @@ def pivot_root(new: str) -> None:
 
 
 def prctl(option: int, value: int, extra: object = 0) -> None:
-    """prctl(2) with two arguments."""
+    """Change an attribute of this process, with one or two arguments."""
     third = ctypes.c_ulong(extra) if isinstance(extra, int) else extra
     zero = ctypes.c_ulong(0)
     _check(_libc.prctl(option, ctypes.c_ulong(value), third, zero, zero), f"prctl({option})")

@@ -24,9 +24,7 @@ KEEP_FILES: Final = 1
 FETCH: Final = 2
 """The last descriptor receives the files that the job asks for."""
 SESSION: Final = 4
-"""Keep the interpreter and stop it between runs."""
-AGAIN: Final = 8
-"""A further run of the session that this slot holds."""
+"""Keep the interpreter for further runs, stopped in between."""
 STDIN: Final = 16
 """A descriptor holds the standard input; without it that is empty."""
 
@@ -37,7 +35,7 @@ MEMORY: Final = 3
 NEVER_STARTED: Final = 4
 
 _RUN = struct.Struct("<cdQQI")
-_DONE = struct.Struct("<cBidd")
+_DONE = struct.Struct("<cBBidd")
 _SLOT = struct.Struct("<cI")
 _MAX: Final = 4096
 
@@ -61,19 +59,23 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How a run ended. ``wait_status`` is the kernel's."""
+    """How a run ended. ``wait_status`` is the kernel's; ``alive``: the session goes on."""
 
     reason: int
+    alive: bool
     wait_status: int
     seconds: float
     cpu_seconds: float
 
     def pack(self) -> bytes:
-        return _DONE.pack(DONE, self.reason, self.wait_status, self.seconds, self.cpu_seconds)
+        return _DONE.pack(
+            DONE, self.reason, self.alive, self.wait_status, self.seconds, self.cpu_seconds
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> Report:
-        return cls(*_DONE.unpack(data)[1:])
+        _, reason, alive, status, seconds, cpu = _DONE.unpack(data)
+        return cls(reason, bool(alive), status, seconds, cpu)
 
 
 def pack_slot(index: int) -> bytes:

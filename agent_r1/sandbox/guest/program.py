@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
-import builtins
+import contextlib
 import gc
-import linecache
+import io
 import marshal
 import mmap
 import os
@@ -13,24 +12,22 @@ import resource
 import signal
 import stat
 import sys
-import threading
-import types
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import linux, tracebacks
+from agent_r1.sandbox.guest import linux, python
 
-FILE_NAME = "main.py"
-_WORK = "/sandbox/work"
+WORK = "/sandbox/work"
 _ID = 1000
 _state: dict[str, Any] = {}
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def prepare(*, own_user: bool) -> None:
     """Once per slot: measure what a child starts with and set what never changes."""
     with open("/proc/self/statm") as file:
         fields = [int(field) for field in file.read().split()]
-    page = os.sysconf("SC_PAGE_SIZE")
-    _state.update(own_user=own_user, size=fields[0] * page, data=fields[5] * page)
+    _state.update(own_user=own_user, size=fields[0] * _PAGE, data=fields[5] * _PAGE)
+    _state["private"] = fields[1] - fields[2]
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 512),
@@ -41,43 +38,76 @@ def prepare(*, own_user: bool) -> None:
         resource.setrlimit(kind, (value, value))
 
 
+def tree_memory() -> int:
+    """Bytes that the processes of this slot hold beyond what they were forked with."""
+    pages = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and name != "1":
+            with contextlib.suppress(OSError), open(f"/proc/{name}/statm") as file:
+                fields = file.read().split()
+                pages += max(0, int(fields[1]) - int(fields[2]) - _state["private"])
+    used = os.statvfs("/sandbox")
+    return pages * _PAGE + (used.f_blocks - used.f_bfree) * used.f_frsize
+
+
 def read_job(descriptor: int) -> dict[str, Any]:
     """The job as the host packed it."""
     size = os.fstat(descriptor).st_size
-    data = os.pread(descriptor, size, 0)
-    job: dict[str, Any] = marshal.loads(data)
+    job: dict[str, Any] = marshal.loads(os.pread(descriptor, size, 0))
     return job
 
 
+def attach(descriptors: list[int], has_input: bool) -> None:
+    """Make the descriptors of a run the standard streams: job, output, error, maybe input."""
+    source = descriptors[3] if has_input else os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(source, 0)
+    os.dup2(descriptors[1], 1)
+    os.dup2(descriptors[2], 2)
+
+
 def become(job: dict[str, Any], memory_bytes: int, started: mmap.mmap) -> NoReturn:
-    """Drop every privilege, apply the limits, mark the page ``started`` and run the job."""
-    os.setsid()
-    _limit(job, memory_bytes)
-    _drop_privileges()
-    os.chdir(_WORK)
-    for path, content in job["files"].items():
-        _write_file(path, content)
-    started[0] = 1
-    started.close()
+    """Confine this process and run the job in it."""
+    confine(job, memory_bytes, started)
     command = job.get("command")
     if command:
-        _restore_signals()
-        os.execvpe(command[0], command, job["environment"])
-    os._exit(run_python(job))
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        try:
+            os.execve(command[0], command, job["environment"])
+        except OSError as error:
+            os.write(2, f"{command[0]}: {error.strerror}\n".encode())
+            os._exit(126)
+    os._exit(python.run(job))
+
+
+def confine(
+    job: dict[str, Any], memory_bytes: int, started: mmap.mmap, *, cpu_limited: bool = True
+) -> None:
+    """Drop every privilege, apply the limits, place the files, mark the page ``started``."""
+    os.setsid()
+    _limit(job, memory_bytes)
+    if cpu_limited:
+        cpu = job["cpu_seconds"]
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+    _drop_privileges()
+    os.chdir(WORK)
+    place_files(job)
+    started[0] = 1
+    started.close()
 
 
 def _limit(job: dict[str, Any], memory_bytes: int) -> None:
     set_limit = resource.setrlimit
-    data = _state["data"] + memory_bytes
-    set_limit(resource.RLIMIT_DATA, (data, data))
-    if not job.get("command"):
+    if job.get("command"):
+        data = memory_bytes
+    else:
+        data = _state["data"] + memory_bytes
         space = _state["size"] + 2 * memory_bytes
         set_limit(resource.RLIMIT_AS, (space, space))
+    set_limit(resource.RLIMIT_DATA, (data, data))
     count = job["processes"] + (0 if _state["own_user"] else 2)
     set_limit(resource.RLIMIT_NPROC, (count, count))
     set_limit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
-    cpu = job["cpu_seconds"]
-    set_limit(resource.RLIMIT_CPU, (cpu, cpu + 1))
 
 
 def _drop_privileges() -> None:
@@ -89,145 +119,44 @@ def _drop_privileges() -> None:
         linux.prctl(linux.PR_SET_DUMPABLE, 1)
 
 
-def _write_file(path: str, content: bytes) -> None:
-    folder = os.path.dirname(path)
-    if folder:
-        os.makedirs(folder, exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(content)
-
-
-def _restore_signals() -> None:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
+def place_files(job: dict[str, Any]) -> None:
+    """Write the files of the job into the working directory."""
+    for path, content in job["files"].items():
+        folder = os.path.dirname(path)
+        if folder:
+            os.makedirs(folder, exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(content)
 
 
 def collect(job: dict[str, Any], descriptor: int, limit: int) -> None:
     """Write ``{path: content}`` of the regular files among those asked for."""
-    _limit(job | {"file_bytes": 1 << 40}, 1 << 32)
     _drop_privileges()
     found: dict[str, bytes] = {}
     for path in job["fetch"]:
         try:
-            file = os.open(f"{_WORK}/{path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = os.open(f"{WORK}/{path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
         if stat.S_ISREG(os.fstat(file).st_mode):
             with open(file, "rb") as stream:
                 found[path] = stream.read(limit)
-    data = marshal.dumps(found)
-    view = memoryview(data)
+    view = memoryview(marshal.dumps(found))
     while view:
         view = view[os.write(descriptor, view) :]
 
 
-def run_python(job: dict[str, Any]) -> int:
-    """Execute Python source as ``python main.py`` would, up to the exit code."""
-    source: str = job["code"]
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__builtins__=builtins, __file__=f"{_WORK}/{FILE_NAME}", __cached__=None)
-    sys.modules["__main__"] = main
-    sys.argv = [FILE_NAME]
-    sys.path.insert(0, _WORK)
-    linecache.cache[FILE_NAME] = (lambda: source,)  # type: ignore[assignment]
-    sys.excepthook = tracebacks.show
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    _seed(job["seed"])
-    gc.enable()
-    code = _execute(source, main, job["last_expression"])
-    return _finish(main, code, source)
+class Notebook(python.Main):
+    """The namespace of a session: cell after cell runs in it."""
 
+    def __init__(self, job: dict[str, Any]) -> None:
+        super().__init__(job["code"], job["seed"])
+        gc.enable()
 
-def _seed(seed: int | None) -> None:
-    """Random state that differs in every run, or that is the same for the same seed."""
-    modules = sys.modules
-    if seed is not None and "random" in modules:  # otherwise reseeded by its own fork hook
-        modules["random"].seed(seed)
-    if "numpy.random" in modules:
-        modules["numpy.random"].seed(None if seed is None else seed % (1 << 32))
-    if "sympy.core.random" in modules:
-        modules["sympy.core.random"].seed(seed)
-
-
-def _execute(source: str, main: types.ModuleType, last_expression: bool) -> int:
-    try:
-        if last_expression:
-            _run_cell(source, main)
-        else:
-            exec(compile(source, FILE_NAME, "exec", dont_inherit=True), main.__dict__)
-    except SystemExit as error:
-        return _exit_code(error)
-    except BaseException as error:
-        _report(error)
-        return 130 if isinstance(error, KeyboardInterrupt) else 1
-    return 0
-
-
-def _run_cell(source: str, main: types.ModuleType) -> None:
-    """Run the source; print the value of a final bare expression as a notebook does."""
-    import ast
-
-    tree = ast.parse(source, FILE_NAME)
-    last = tree.body[-1] if tree.body else None
-    if not isinstance(last, ast.Expr):
-        exec(compile(tree, FILE_NAME, "exec", dont_inherit=True), main.__dict__)
-        return
-    tree.body.pop()
-    exec(compile(tree, FILE_NAME, "exec", dont_inherit=True), main.__dict__)
-    expression = ast.Expression(last.value)
-    value = eval(compile(expression, FILE_NAME, "eval", dont_inherit=True), main.__dict__)
-    if value is not None:
-        main.__dict__["_"] = value
-        sys.stdout.write(repr(value) + "\n")
-
-
-def _exit_code(error: SystemExit) -> int:
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code & 0xFF
-    try:
-        sys.stderr.write(f"{error.code}\n")
-    except Exception:
-        return 1
-    return 1
-
-
-def _report(error: BaseException) -> None:
-    """Show an uncaught exception through ``sys.excepthook``, without our own frames."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename != FILE_NAME:
-        if trace.tb_frame.f_globals.get("__name__") != __name__:
-            break
-        trace = trace.tb_next
-    error.__traceback__ = trace
-    try:
-        sys.excepthook(type(error), error, trace)
-    except SystemExit:
-        return
-    except BaseException as second:
-        os.write(2, b"Error in sys.excepthook:\n")
-        tracebacks.show(type(second), second, second.__traceback__)
-        os.write(2, b"\nOriginal exception was:\n")
-        tracebacks.show(type(error), error, trace)
-
-
-def _finish(main: types.ModuleType, code: int, source: str) -> int:
-    """What the interpreter does at its end, without taking the interpreter apart."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    names = main.__dict__
-    for private in (True, False):
-        for name in list(names):
-            if name != "__builtins__" and name.startswith("_") is private:
-                names[name] = None
-    if "__del__" in source or "open(" in source:
-        gc.collect()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except ValueError:  # the program closed it
-            continue
-        except Exception:
-            code = code or 120
-    return code
+    def run(self, job: dict[str, Any]) -> int:
+        """Run one cell; an exit code, 130 for one that was interrupted."""
+        place_files(job)
+        self.show_source(job["code"])
+        sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+        code = self.execute(job["code"], job["last_expression"])
+        return python.flush(code)

@@ -7,6 +7,7 @@ middle first.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import traceback
 from types import TracebackType
@@ -20,10 +21,8 @@ def show(kind: type[BaseException], error: BaseException, trace: TracebackType |
     stream = sys.stderr
     if stream is None:
         return
-    try:
+    with contextlib.suppress(Exception):
         sys.stdout.flush()
-    except Exception:
-        pass
     seen: set[int] = set()
     cut: BaseException | None = error
     while cut is not None and id(cut) not in seen:

@@ -1,0 +1,150 @@
+"""Run Python source as ``python main.py`` would, from an interpreter that is already warm."""
+
+from __future__ import annotations
+
+import atexit
+import builtins
+import gc
+import linecache
+import signal
+import sys
+import threading
+import types
+from typing import Any, Final
+
+from agent_r1.sandbox.guest import tracebacks
+
+FILE_NAME: Final = "main.py"
+_FOLDER: Final = "/sandbox/work"
+_INTERRUPTED: Final = 130
+_NEEDS_FILE: Final = ("multiprocessing", "__file__", "concurrent", "runpy", "import main")
+
+
+def run(job: dict[str, Any]) -> int:
+    """Execute the job's source up to its exit code."""
+    source: str = job["code"]
+    main = Main(source, job["seed"])
+    if any(word in source for word in _NEEDS_FILE):
+        with open(FILE_NAME, "w", encoding="utf-8", errors="surrogatepass") as file:
+            file.write(source)
+    gc.enable()
+    code = main.execute(source, job["last_expression"])
+    return main.finish(code, source)
+
+
+class Main:
+    """The ``__main__`` module of a program."""
+
+    def __init__(self, source: str, seed: int | None) -> None:
+        self.module = types.ModuleType("__main__")
+        self.names = self.module.__dict__
+        path = f"{_FOLDER}/{FILE_NAME}"
+        self.names.update(__builtins__=builtins, __file__=path, __cached__=None)
+        sys.modules["__main__"] = self.module
+        sys.argv = [FILE_NAME]
+        sys.path.insert(0, _FOLDER)
+        self.show_source(source)
+        sys.excepthook = tracebacks.show
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        reseed(seed)
+
+    def show_source(self, source: str) -> None:
+        """Have tracebacks and ``inspect`` find the source, which is in no file."""
+        entry = (lambda: source,)
+        linecache.cache[FILE_NAME] = linecache.cache[f"{_FOLDER}/{FILE_NAME}"] = entry
+
+    def execute(self, source: str, last_expression: bool) -> int:
+        """Run the source in this module's namespace, and show what it does not catch."""
+        try:
+            if last_expression:
+                self._run_cell(source)
+            else:
+                exec(compile(source, FILE_NAME, "exec", dont_inherit=True), self.names)
+        except SystemExit as error:
+            return exit_code(error)
+        except BaseException as error:
+            report(error)
+            return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+        return 0
+
+    def _run_cell(self, source: str) -> None:
+        """Run the source; print the value of a final bare expression as a notebook does."""
+        import ast  # not needed by most programs
+
+        tree = ast.parse(source, FILE_NAME)
+        shown = None
+        if tree.body and isinstance(tree.body[-1], ast.Expr) and not source.rstrip().endswith(";"):
+            shown = tree.body.pop()
+        exec(compile(tree, FILE_NAME, "exec", dont_inherit=True), self.names)
+        if not isinstance(shown, ast.Expr):
+            return
+        expression = ast.Expression(shown.value)
+        value = eval(compile(expression, FILE_NAME, "eval", dont_inherit=True), self.names)
+        if value is not None:
+            self.names["_"] = value
+            sys.stdout.write(repr(value) + "\n")
+
+    def finish(self, code: int, source: str) -> int:
+        """What the interpreter does at its end, without taking the interpreter apart."""
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        names = self.names
+        for private in (True, False):
+            for name in list(names):
+                if name != "__builtins__" and name.startswith("_") is private:
+                    names[name] = None
+        if "__del__" in source or "open(" in source:
+            gc.collect()
+        return flush(code)
+
+
+def reseed(seed: int | None) -> None:
+    """Random state that differs in every run, or that is the same for the same seed."""
+    modules = sys.modules
+    if seed is not None and "random" in modules:  # otherwise reseeded by its own fork hook
+        modules["random"].seed(seed)
+    if "numpy.random" in modules:
+        modules["numpy.random"].seed(None if seed is None else seed % (1 << 32))
+    if "sympy.core.random" in modules:
+        modules["sympy.core.random"].seed(seed)
+
+
+def exit_code(error: SystemExit) -> int:
+    """What ``sys.exit(value)`` means for the shell; other values are shown."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code & 0xFF
+    try:
+        sys.stderr.write(f"{error.code}\n")
+    except Exception:
+        return 1
+    return 1
+
+
+def report(error: BaseException) -> None:
+    """Show an uncaught exception through ``sys.excepthook``, without our own frames."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") == __name__:
+        trace = trace.tb_next
+    error.__traceback__ = trace
+    try:
+        sys.excepthook(type(error), error, trace)
+    except SystemExit:
+        return
+    except BaseException as second:
+        sys.stderr.write("Error in sys.excepthook:\n")
+        tracebacks.show(type(second), second, second.__traceback__)
+        sys.stderr.write("\nOriginal exception was:\n")
+        tracebacks.show(type(error), error, trace)
+
+
+def flush(code: int) -> int:
+    """Flush the standard streams; 120 is what the interpreter exits with when that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except BaseException:
+            code = code or 120
+    return code

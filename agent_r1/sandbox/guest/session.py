@@ -1,0 +1,92 @@
+"""A persistent interpreter: its process's side and init's handle on it.
+
+Between runs every process of a session is stopped, so that it uses no time that no run
+accounts for. A session reports the end of its own cells; a program can therefore lie
+about its own exit code, exactly as a one-shot program can by ``os._exit``.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import mmap
+import os
+import signal
+import socket
+from typing import NoReturn
+
+from agent_r1.sandbox.guest import messages, program
+
+
+class Session:
+    """Init's handle on a session's interpreter process."""
+
+    def __init__(self, order: messages.Order, started: mmap.mmap) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        started[0] = 0
+        self.pid = os.fork()
+        if self.pid == 0:
+            _live(theirs, order.memory_bytes, started)
+        theirs.close()
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def hand_over(self, order: messages.Order, descriptors: list[int]) -> None:
+        """Let every process of the session continue, with a new job."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGCONT)
+        has_input = b"i" if order.flags & messages.STDIN else b"-"
+        with contextlib.suppress(OSError):
+            sent = descriptors[: 4 if order.flags & messages.STDIN else 3]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", sent))]
+            self._socket.sendmsg([has_input], rights)
+
+    def outcome(self) -> int | None:
+        """The exit code of the cell; ``None`` when the interpreter is gone."""
+        with contextlib.suppress(OSError):
+            data = self._socket.recv(16)
+            if len(data) == 1:
+                return data[0]
+        return None
+
+    def interrupt(self) -> None:
+        """What Ctrl-C is to a terminal."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGINT)
+
+    def stop(self) -> None:
+        """Stop every process of the session until the next job."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGSTOP)
+
+    def close(self) -> None:
+        """Forget the interpreter; ending its processes is the caller's."""
+        self._socket.close()
+
+
+def _live(channel: socket.socket, memory_bytes: int, started: mmap.mmap) -> NoReturn:
+    """The interpreter's process: run one job after the other in one namespace."""
+    try:
+        kept = channel.fileno()
+        os.dup2(kept, 63, inheritable=False)
+        channel.detach()
+        os.closerange(3, 63)
+        channel = socket.socket(fileno=63)
+        notebook: program.Notebook | None = None
+        while True:
+            data, descriptors = messages.receive(channel)
+            if not data:
+                os._exit(0)
+            job = program.read_job(descriptors[0])
+            program.attach(descriptors, data == b"i")
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if notebook is None:
+                program.confine(job, memory_bytes, started, cpu_limited=False)
+                notebook = program.Notebook(job)
+            channel.send(bytes([notebook.run(job)]))
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+    os._exit(1)

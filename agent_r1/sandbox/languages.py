@@ -1,0 +1,165 @@
+"""The languages besides Python: one table of how a source is compiled and run.
+
+A row is usable where its binaries are installed on the host; their folders are then
+visible, read-only, to the programs of the tools tier. Nothing is downloaded at run time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final
+
+from agent_r1.errors import LanguageUnavailable
+from agent_r1.sandbox import layout
+
+_SYSTEM: Final = ("/usr", "/etc/alternatives")
+_SETTINGS: Final = ("/etc/perl", "/etc/php", "/etc/R", "/etc/ruby", "/etc/mono", "/etc/fonts")
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """How to handle one language. ``{memory}`` is half of the memory limit, in MiB."""
+
+    source: str
+    run: tuple[str, ...]
+    compile: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    """Binaries to find on the host; by default the first words of both commands."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Toolchain:
+    """A language whose binaries were found: commands with absolute paths."""
+
+    source: str
+    compile: tuple[str, ...]
+    run: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+_GO: Final = {"GOCACHE": "/tmp/go", "GOPATH": "/tmp/gopath", "GO111MODULE": "auto"}
+_CPP: Final = ("g++", "-std=c++17", "-O2", "main.cpp")
+_GO_BUILD: Final = ("go", "build", "-o", "main")
+_JAVA: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx{memory}m", "-Xss64m")
+_JAVAC: Final = ("javac", "-J-XX:+UseSerialGC", "-J-XX:TieredStopAtLevel=1", "-J-Xmx{memory}m")
+_PYTEST: Final = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+LANGUAGES: Final[Mapping[str, Language]] = {
+    "bash": Language("main.sh", ("bash", "main.sh")),
+    "c": Language("main.c", ("./main",), ("gcc", "-O2", "main.c", "-o", "main", "-lm")),
+    "cpp": Language("main.cpp", ("./main",), (*_CPP, "-o", "main")),
+    "csharp": Language("main.cs", ("mono", "main.exe"), ("mcs", "-out:main.exe", "main.cs")),
+    "cuda": Language("main.cu", ("./main",), ("nvcc", "main.cu", "-o", "main")),
+    "D_ut": Language("main.d", ("./main",), ("dmd", "-unittest", "-main", "main.d", "-of=main")),
+    "go": Language("main.go", ("./main",), (*_GO_BUILD, "main.go"), environment=_GO),
+    "go_test": Language("main_test.go", ("go", "test", "main_test.go"), environment=_GO),
+    "java": Language("Main.java", ("java", *_JAVA, "Main"), (*_JAVAC, "Main.java")),
+    "jest": Language("main.test.js", ("jest", "--rootDir", ".", "main.test.js")),
+    "julia": Language("main.jl", ("julia", "--startup-file=no", "main.jl")),
+    "kotlin_script": Language("main.kts", ("kotlin", "main.kts")),
+    "lean": Language("main.lean", ("lean", "main.lean")),
+    "lua": Language("main.lua", ("lua", "main.lua")),
+    "nodejs": Language("main.js", ("node", "main.js")),
+    "perl": Language("main.pl", ("perl", "main.pl")),
+    "php": Language("main.php", ("php", "main.php")),
+    "pytest": Language("test_main.py", (sys.executable, *_PYTEST, "test_main.py")),
+    "R": Language("main.R", ("Rscript", "--vanilla", "main.R")),
+    "racket": Language("main.rkt", ("racket", "main.rkt")),
+    "ruby": Language("main.rb", ("ruby", "main.rb")),
+    "rust": Language("main.rs", ("./main",), ("rustc", "-O", "main.rs", "-o", "main")),
+    "scala": Language("main.scala", ("scala", "Main"), ("scalac", "main.scala")),
+    "swift": Language("main.swift", ("./main",), ("swiftc", "main.swift", "-o", "main")),
+    "typescript": Language("main.ts", ("tsx", "main.ts")),
+    "verilog": Language("main.v", ("vvp", "main.out"), ("iverilog", "-o", "main.out", "main.v")),
+}
+
+
+def known_languages() -> tuple[str, ...]:
+    """Every name that a request may use, installed or not."""
+    return ("python", *sorted(LANGUAGES))
+
+
+def available_languages() -> tuple[str, ...]:
+    """The names whose toolchain is installed on this host."""
+    found = ["python"]
+    for name in sorted(LANGUAGES):
+        try:
+            find_toolchain(name)
+        except LanguageUnavailable:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+@cache
+def find_toolchain(name: str) -> Toolchain:
+    """Resolve the commands of ``name`` on this host.
+
+    Raises:
+        LanguageUnavailable: names the missing binary, or the known languages.
+    """
+    language = LANGUAGES.get(name)
+    if language is None:
+        known = ", ".join(known_languages())
+        raise LanguageUnavailable(f"unknown language {name!r}; known: {known}")
+    folders = [os.path.dirname(sys.executable), "/usr/bin", "/bin"]
+    commands = []
+    for command in (language.compile, language.run):
+        if command and not command[0].startswith("."):
+            binary = _resolve(name, command[0])
+            folders.insert(0, os.path.dirname(binary))
+            command = (binary, *command[1:])
+        commands.append(command)
+    environment = layout.environment() | dict(language.environment)
+    environment["PATH"] = ":".join(dict.fromkeys(folders))
+    return Toolchain(language.source, commands[0], commands[1], environment)
+
+
+def _resolve(language: str, binary: str) -> str:
+    """The absolute path of ``binary``, past the stand-ins that toolchain managers install."""
+    path = shutil.which(binary)
+    if path is None:
+        raise LanguageUnavailable(f"language {language!r} needs {binary!r}, which is not installed")
+    if os.path.basename(os.path.realpath(path)) == "rustup":
+        answer = subprocess.run(
+            [path, "--print", "sysroot"], capture_output=True, text=True, timeout=30, check=False
+        )
+        path = os.path.join(answer.stdout.strip(), "bin", binary)
+        if not os.path.exists(path):
+            raise LanguageUnavailable(f"language {language!r} needs a default rust toolchain")
+    return path
+
+
+def toolchain_paths() -> tuple[str, ...]:
+    """Files and folders of the host that the installed toolchains need to see."""
+    paths = [path for path in (*_SYSTEM, *_SETTINGS) if os.path.exists(path)]
+    if os.path.isdir("/etc"):
+        paths += [f"/etc/{name}" for name in os.listdir("/etc") if name.startswith("java-")]
+    for name in LANGUAGES:
+        try:
+            toolchain = find_toolchain(name)
+        except LanguageUnavailable:
+            continue
+        for command in (toolchain.compile, toolchain.run):
+            if command and os.path.isabs(command[0]):
+                paths += _home_of(command[0])
+    return tuple(dict.fromkeys(paths))
+
+
+def _home_of(binary: str) -> list[str]:
+    """The folder above ``bin`` of a toolchain that lives outside of ``/usr``."""
+    found = []
+    for path in (binary, os.path.realpath(binary)):
+        folder = os.path.dirname(path)
+        home = os.path.dirname(folder)
+        private = home in ("/", os.path.expanduser("~")) or os.path.basename(folder) != "bin"
+        if not path.startswith("/usr/") and path != sys.executable:
+            found.append(path if private else home)
+    return found
