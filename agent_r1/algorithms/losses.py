@@ -148,7 +148,7 @@ def value_loss(
     plain = (v - target).square()
     if cliprange_value is None:
         return ValueLossTerms(0.5 * plain, torch.zeros_like(mask, dtype=torch.bool))
-    near = old + (v - old).clamp(-cliprange_value, cliprange_value)
+    near = v.clamp(old - cliprange_value, old + cliprange_value)
     clipped = (near - target).square()
     return ValueLossTerms(0.5 * torch.maximum(plain, clipped), (clipped > plain).detach())
 

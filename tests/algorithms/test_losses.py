@@ -296,3 +296,12 @@ def test_an_entropy_bonus_lowers_the_loss_and_poison_outside_the_mask_is_ignored
     entropy = torch.where(MASK, 2.0, math.nan)
     total = with_regularisers(torch.zeros(3, 5), MASK, entropy=entropy, entropy_coeff=0.5)
     assert total.sum().item() == pytest.approx(-4.0)
+
+
+def test_a_value_within_the_range_does_not_count_as_clipped_by_a_rounding_error():
+    g = torch.Generator().manual_seed(0)
+    old = torch.randn(1, 1000, generator=g)
+    values = old + 0.3 * torch.rand(1, 1000, generator=g)
+    returns = torch.randn(1, 1000, generator=g)
+    terms = value_loss(values, old, returns, torch.ones(1, 1000).bool(), cliprange_value=0.5)
+    assert not terms.clipped.any()
