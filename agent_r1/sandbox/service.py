@@ -120,7 +120,9 @@ class SandboxService:
         self.policy = policy or ServicePolicy()
         self.instance = uuid.uuid4().hex
         self.metrics = metrics.Metrics()
-        self.slots = self.policy.slots or int(getattr(executor, "slots", 0)) or os.cpu_count() or 1
+        self.slots = (
+            self.policy.slots or int(getattr(executor, "workers", 0)) or os.cpu_count() or 1
+        )
         self.admission = Admission(self.slots, self.policy.queue_entries, self.policy.queue_bytes)
         self._pod = os.environ.get("MY_POD_NAME")
         self._token = None if self.policy.token is None else f"Bearer {self.policy.token}".encode()

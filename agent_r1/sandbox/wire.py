@@ -217,7 +217,9 @@ def decode_files(files: Mapping[str, str | None]) -> dict[str, bytes]:
         if text is None:
             continue
         try:
-            contents[safe_path(path, "files")] = base64.b64decode("".join(text.split()), validate=True)
+            contents[safe_path(path, "files")] = base64.b64decode(
+                "".join(text.split()), validate=True
+            )
         except (binascii.Error, ValueError) as error:
             if isinstance(error, InvalidRequest):
                 raise

@@ -11,7 +11,7 @@ class ScriptedExecutor:
     """Answers with what ``script`` returns; ``hold`` keeps programs running until released."""
 
     def __init__(self, script: Callable[[RunRequest], RunResult] | None = None, slots: int = 2):
-        self.slots = slots
+        self.workers = slots
         self.isolation = "scripted"
         self.script = script or echo
         self.requests: list[RunRequest] = []
