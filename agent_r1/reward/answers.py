@@ -18,13 +18,12 @@ import re
 from fractions import Fraction
 
 from agent_r1.reward.limits import TimeLimit, time_limit
+from agent_r1.tool.text import between
 
 MAX_ANSWER_LENGTH = 1000
 """Longer answers are compared as text only."""
 
 _CODE = re.compile(r"<code>.*?(?:</code>|\Z)", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
 
 def prose(text: str) -> str:
@@ -40,45 +39,30 @@ def final_answer(text: str) -> str | None:
     boxes = boxed(text)
     if boxes:
         return boxes[-1] or None
-    tagged = _ANSWER.findall(text)
+    tagged = between(text, "<answer>", "</answer>")
     return (tagged[-1].strip() or None) if tagged else None
+
+
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s{0,8}\{)|(?P<escaped>\\.)|[{}]", re.DOTALL)
 
 
 def boxed(text: str) -> list[str]:
     r"""Contents of all complete ``\boxed{...}``, in order; of nested ones the outer."""
-    found: list[str] = []
-    position = 0
-    while (match := _BOX.search(text, position)) is not None:
-        end = _closing_brace(text, match.end())
-        if end is None:
-            position = match.end()
+    opened: list[int | None] = []  # where a box's content begins; None for other braces
+    spans: list[tuple[int, int]] = []
+    for token in _BRACES.finditer(text):
+        if token["escaped"]:
             continue
-        found.append(text[match.end() : end].strip())
-        position = end + 1
-    return found
-
-
-_LONGEST_BOX = 20_000
-
-
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    i = start
-    while i < min(len(text), start + _LONGEST_BOX):
-        if text[i] == "\\":
-            i += 1  # an escaped brace does not count
-        elif text[i] == "{":
-            depth += 1
-        elif text[i] == "}":
-            depth -= 1
-            if depth == 0:
-                return i
-        i += 1
-    return None
+        if token[0] != "}":
+            opened.append(token.end() if token["box"] else None)
+        elif opened and (start := opened.pop()) is not None:
+            while spans and spans[-1][0] > start:
+                spans.pop()  # it was inside this one
+            spans.append((start, token.start()))
+    return [text[start:end].strip() for start, end in spans]
 
 
 _WRAPPERS = (
-    re.compile(r"\$+(.*?)\$+", re.DOTALL),
     re.compile(r"\\\((.*)\\\)", re.DOTALL),
     re.compile(r"\\\[(.*)\\\]", re.DOTALL),
     re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}"),
@@ -88,6 +72,8 @@ _WRAPPERS = (
 def plain(answer: str) -> str:
     """An answer without mathematics delimiters, outer spaces and a closing full stop."""
     answer = answer.strip()
+    if answer.endswith("$"):
+        answer = answer.strip("$").strip()
     for wrapper in _WRAPPERS:
         if (match := wrapper.fullmatch(answer)) is not None:
             answer = match[1].strip()
@@ -104,12 +90,14 @@ def as_number(answer: str) -> Fraction | None:
     r"""The exact value of a plain number: ``-1,234.50``, ``3/4``, ``\frac{3}{4}``, ``1e-3``.
 
     A leading currency sign is dropped. ``50\%`` is not a plain number: whether it means
-    50 or 0.5 depends on the question. More digits than ``MAX_ANSWER_LENGTH`` are none.
+    50 or 0.5 depends on the question. Nor is anything longer than ``MAX_ANSWER_LENGTH``.
     """
+    if len(answer) > MAX_ANSWER_LENGTH:
+        return None
     text = _THOUSANDS.sub("", plain(answer).replace("\u2212", "-"))
     text = _SPACES.sub("", text).removeprefix("\\$").removeprefix("$")
     text = _FRACTION.sub(r"\1\2/\3", text)
-    if len(text) > MAX_ANSWER_LENGTH or _NUMBER.fullmatch(text) is None:
+    if _NUMBER.fullmatch(text) is None:
         return None
     above, _, below = text.partition("/")
     try:
@@ -141,16 +129,16 @@ _RUNAWAY = re.compile(
 )
 
 
-_WITH_UNIT = re.compile(
-    r"(\S*\d\S*)\s+(?!(?:hundred|thousand|million|billion|trillion|dozen|score)s?\b)"
+_UNIT = re.compile(
+    r"(?!(?:hundred|thousand|million|billion|trillion|dozen|score)s?\b)"
     r"[A-Za-z]{2,}(?: [A-Za-z]+){0,3}"
 )
 
 
 def without_unit(answer: str) -> str:
     """``18`` for ``18 dollars``; anything else, numerals such as ``2 million`` too, unchanged."""
-    match = _WITH_UNIT.fullmatch(plain(answer))
-    return match[1] if match else answer
+    number, _, unit = plain(answer).partition(" ")
+    return number if _UNIT.fullmatch(unit.strip()) else answer
 
 
 def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
@@ -166,11 +154,11 @@ def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
     """
     if same_text(answer, reference) or numeric_equal(answer, reference):
         return True
+    if max(len(answer), len(reference)) > MAX_ANSWER_LENGTH or _RUNAWAY.search(answer):
+        return False
     if numeric_equal(without_unit(answer), without_unit(reference)):
         return True
     if as_number(answer) is not None and as_number(reference) is not None:
-        return False
-    if max(len(answer), len(reference)) > MAX_ANSWER_LENGTH or _RUNAWAY.search(answer):
         return False
     try:
         with time_limit(seconds):

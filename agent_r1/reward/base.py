@@ -59,6 +59,7 @@ REWARDS: Registry[Callable[..., Any]] = Registry(
         "format": "agent_r1.reward.builtin:answer_format",
         "tool_use": "agent_r1.reward.builtin:tool_use",
         "weighted_sum": "agent_r1.reward.builtin:weighted_sum",
+        "arithmetic": "agent_r1.recipes.arithmetic:arithmetic_reward",
     },
     check=_no_reward,
 )

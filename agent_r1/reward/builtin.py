@@ -22,6 +22,7 @@ from agent_r1.reward.answers import (
     same_text,
 )
 from agent_r1.reward.base import make_reward, normalise_reward, register_reward
+from agent_r1.tool.text import between
 from agent_r1.types import Reward, Trajectory
 
 Equal = Callable[[str, str], bool]
@@ -117,9 +118,6 @@ def retool(
     return Reward(1.0 if right else wrong, {"accuracy": float(right)})
 
 
-_UNCLOSED = re.compile(r"<code>(?:(?!</code>).)*\Z", re.DOTALL)
-
-
 @register_reward("format", inline=True)
 def answer_format(trajectory: Trajectory, *, tags: bool = True) -> Reward:
     r"""1 if the last turn ends in a well-formed answer, else 0.
@@ -132,11 +130,11 @@ def answer_format(trajectory: Trajectory, *, tags: bool = True) -> Reward:
     boxes = boxed(text)
     good = len(boxes) == 1 and bool(boxes[0])
     if tags:
-        tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+        tagged = between(text, "<answer>", "</answer>")
         good &= len(tagged) == 1 and boxed(tagged[0]) == boxes
         good &= text.rstrip().endswith("</answer>")
     good &= not any(
-        "<code>" in turn.text and _UNCLOSED.search(turn.text) for turn in trajectory.turns
+        turn.text.rfind("<code>") > turn.text.rfind("</code>") for turn in trajectory.turns
     )
     return Reward(float(good), {"format": float(good)})
 

@@ -30,6 +30,24 @@ def _broken(match: re.Match[str]) -> str:
     return match[0][0] + " " + match[0][1:]
 
 
+def between(text: str, opening: str, closing: str) -> list[str]:
+    """What stands between each ``opening`` and the next ``closing``, in order.
+
+    Linear in the text, unlike the regular expression that one would write for it, which a
+    model can make quadratic by opening a thousand times and never closing.
+    """
+    found: list[str] = []
+    position = 0
+    while (start := text.find(opening, position)) >= 0:
+        start += len(opening)
+        end = text.find(closing, start)
+        if end < 0:
+            break
+        found.append(text[start:end])
+        position = end + len(closing)
+    return found
+
+
 def truncate(text: str, limit: int) -> str:
     """At most ``limit`` characters of ``text``, the cut visible and no character halved.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
-import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from agent_r1.errors import ConfigError
 from agent_r1.registry import nearest
 from agent_r1.tool.base import BaseTool, StepResult, ToolResult
 from agent_r1.tool.envs.tool_using import ToolUsingEnv
-from agent_r1.tool.text import neutralise, truncate
+from agent_r1.tool.text import between, neutralise, truncate
 
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 _TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
 
@@ -102,7 +100,7 @@ class NousToolEnv(ToolUsingEnv):
 
     def extract_tool_calls(self, raw_response: str) -> list[ParsedCall]:
         """Every complete call of the turn, in order; what is wrong with one stands in it."""
-        bodies = _CALL.findall(raw_response)[: self.max_calls + 1]
+        bodies = between(raw_response, "<tool_call>", "</tool_call>")[: self.max_calls + 1]
         calls = [self._parse(body) for body in bodies[: self.max_calls]]
         if len(bodies) > self.max_calls:
             refusal = f"at most {self.max_calls} calls are run in one turn; the rest were not run"
