@@ -77,6 +77,7 @@ class RLTrainer:
         self._parts = parts
         self._stop = StopRequest(parts.run.announce)
         self.step = 0
+        self._unlogged: dict[str, float] | None = None
         self.total_steps = config.trainer.total_training_steps or (
             config.trainer.total_epochs * parts.loader.batches_per_epoch
         )
@@ -99,10 +100,11 @@ class RLTrainer:
     def _begin(self, resume_from: Path | None) -> None:
         if resume_from is not None:
             self._load(resume_from)
+        elif self._config.trainer.val_before_train:
+            self._unlogged = {}
         self._parts.run.expect(self.total_steps)
         self._publish_weights()
-        if self.step == 0 and self._config.trainer.val_before_train and self._parts.validator.size:
-            self._parts.run.log(self._validate(), step=0)
+        self._finish_step()
 
     def _train_step(self) -> None:
         clock = Clock()
@@ -113,25 +115,29 @@ class RLTrainer:
         except BaseException:
             self._parts.loader.load_state_dict(position)
             raise
-        metrics = rollout_metrics(sample.everything)
-        metrics |= self._learn(sample, clock)
+        metrics = rollout_metrics(sample.everything) | self._learn(sample, clock)
         self.step += 1
         with clock("update_weights"):
             self._publish_weights()
-        metrics |= self._after_step(clock)
-        self._parts.run.log(metrics | _throughput(sample, clock), step=self.step)
+        self._unlogged = metrics | _throughput(sample, clock)
+        self._finish_step()
+        if self._is_due(self._config.trainer.save_freq):
+            self._save()
 
-    def _after_step(self, clock: Clock) -> dict[str, float]:
-        """Validation and checkpoint, when their turn has come or the run ends here."""
-        trainer, last = self._config.trainer, self.step == self.total_steps
-        metrics: dict[str, float] = {}
-        if last or _due(self.step, trainer.test_freq):
-            with clock("testing"):
-                metrics = self._validate()
-        if last or _due(self.step, trainer.save_freq):
-            with clock("save_checkpoint"):
-                self._save()
-        return metrics
+    def _finish_step(self) -> None:
+        """Validate if it is time to, and log. An interrupted validation is owed: see _save."""
+        if self._unlogged is None:
+            return
+        if self._is_due(self._config.trainer.test_freq):
+            self._unlogged |= self._validate()
+        if self._unlogged:
+            self._parts.run.log(self._unlogged, step=self.step)
+        self._unlogged = None
+
+    def _is_due(self, frequency: int) -> bool:
+        """Every ``frequency`` steps, and where the run begins and ends."""
+        regular = frequency > 0 and self.step % frequency == 0
+        return regular or self.step in (0, self.total_steps)
 
     # --- sampling -----------------------------------------------------------------
 
@@ -253,9 +259,11 @@ class RLTrainer:
         return validation_metrics(trajectories)
 
     def _save(self) -> None:
+        """Everything that the next step depends on, and what is still to be logged of this one."""
         parts = self._parts
         state = {
             "step": self.step,
+            "unlogged": self._unlogged,
             "worker": parts.worker.state_dict(),
             "loader": parts.loader.state_dict(),
             "credit": parts.credit.state_dict(),
@@ -268,15 +276,12 @@ class RLTrainer:
         parts = self._parts
         state = load_state(path)
         self.step = int(state["step"])
+        self._unlogged = state["unlogged"]
         parts.worker.load_state_dict(state["worker"])
         parts.loader.load_state_dict(state["loader"])
         parts.credit.load_state_dict(state["credit"])
         torch.set_rng_state(state["torch_rng"])
         parts.run.rewind(self.step)
-
-
-def _due(step: int, frequency: int) -> bool:
-    return frequency > 0 and step % frequency == 0
 
 
 def _throughput(sample: _Sample, clock: Clock) -> dict[str, float]:

@@ -1,9 +1,12 @@
 """A world small enough to train in within a test, with tools of uneven latency."""
 
 import hashlib
+import os
 import random
+import signal
 import time
 
+from agent_r1.algorithms.advantages import grpo
 from agent_r1.tool.base import BaseToolEnv, call_context
 from agent_r1.types import Reward, Task
 
@@ -45,3 +48,30 @@ def sometimes_raises(trajectory):
     if trajectory.index == 0:
         raise ValueError("no such column")
     return likes_low_bytes(trajectory)
+
+
+class InterruptingEnv(ToyEnv):
+    """Presses Ctrl-C once, in a step's rollouts (``at="3."``) or in a validation (``"val"``).
+
+    ``"val@2"`` is the validation that follows the rollouts of step 2.
+    """
+
+    def __init__(self, at, delay=0.01):
+        super().__init__(delay=delay)
+        self.at, _, after = at.partition("@")
+        self.after = f"{after}."
+        self.seen = not after
+
+    def step(self, raw_response):
+        where = call_context.get().trajectory_id
+        self.seen = self.seen or where.startswith(self.after)
+        if self.at and self.seen and where.startswith(self.at):
+            self.at = ""
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(raw_response)
+
+
+def interrupting_grpo(inputs, **options):
+    """Presses Ctrl-C between sampling and the update."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return grpo(inputs)
