@@ -29,6 +29,7 @@ when a number of samples is configured.
 GENERATORS: Registry[TaskGenerator] = Registry(
     "task generator",
     group="agent_r1.generators",
+    builtin={"arithmetic": "agent_r1.recipes.arithmetic:tasks"},
     check=lambda entry: None if callable(entry) else f"{entry!r} is no function",
 )
 

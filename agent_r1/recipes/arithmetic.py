@@ -62,8 +62,8 @@ def _product(rng: random.Random) -> Problem:
 
 
 def _gcd(rng: random.Random) -> Problem:
-    divisor = rng.randint(101, 999)
-    a, b = rng.choice([(p, q) for p in range(2, 10) for q in range(2, 10) if math.gcd(p, q) == 1])
+    divisor = rng.randint(200, 999)
+    a, b = rng.choice([(p, q) for p in range(5, 11) for q in range(5, 11) if math.gcd(p, q) == 1])
     a, b = a * divisor, b * divisor
     right = Call(f"math.gcd({a},{b})", str(divisor), "import math\n")
     wrong = Call(f"math.lcm({a},{b})", str(math.lcm(a, b)), "import math\n")
@@ -78,7 +78,7 @@ def _modular_power(rng: random.Random) -> Problem:
 
 
 def _octal(rng: random.Random) -> Problem:
-    number = rng.randint(1000, 99999)
+    number = rng.randint(10000, 99999)
     right = Call(f"oct({number})[2:]", oct(number)[2:])
     wrong = Call(f"hex({number})[2:]", hex(number)[2:])
     return Problem("octal", f"Write {number} in octal.", right, wrong)

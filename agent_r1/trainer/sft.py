@@ -14,11 +14,11 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,36 @@ from agent_r1.trainer.sft_data import (
     validation_examples,
 )
 
-LogMetrics = Callable[[Mapping[str, float], int], None]
-Announce = Callable[[str], None]
-
 CHECKPOINTS = "checkpoints"
 BEST_FOLDER = "best"
+
+
+class Monitor(Protocol):
+    """Where a run tells of itself; :class:`agent_r1.monitor.run.RunFolder` is one."""
+
+    def expect(self, total_steps: int) -> None: ...
+
+    def rewind(self, step: int) -> None: ...
+
+    def log(self, metrics: Mapping[str, float], *, step: int) -> None: ...
+
+    def announce(self, message: str) -> None: ...
+
+
+class SilentMonitor:
+    """Tells nobody."""
+
+    def expect(self, total_steps: int) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, float], *, step: int) -> None:
+        pass
+
+    def announce(self, message: str) -> None:
+        pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +108,7 @@ class SftParts:
     tokenizer: Any
     examples: ExampleSource
     validation: Sequence[Example]
-    log: LogMetrics = field(default=lambda metrics, step: None)
-    announce: Announce = field(default=lambda text: None)
+    monitor: Monitor = field(default_factory=SilentMonitor)
 
 
 class SftTrainer:
@@ -112,7 +136,8 @@ class SftTrainer:
         started = time.perf_counter()
         if resume_from is not None:
             self._load(resume_from)
-        stop = StopRequest(self._parts.announce)
+        self._parts.monitor.expect(self.total_steps)
+        stop = StopRequest(self._parts.monitor.announce)
         with stop.installed():
             while not (self._finished or stop.requested):
                 self._step()
@@ -144,7 +169,7 @@ class SftTrainer:
         if _due(progress.step, trainer.save_freq):
             self._save()
         metrics["timing_s/step"] = time.perf_counter() - started
-        self._parts.log(metrics, progress.step)
+        self._parts.monitor.log(metrics, step=progress.step)
 
     def _update(self, batch: ExampleBatch) -> dict[str, float]:
         """One optimizer step over all targets of ``batch``."""
@@ -223,6 +248,7 @@ class SftTrainer:
         self._progress = _Progress(**state["progress"])
         self._optimizers.load_state_dict(state["optim"])
         self._saved_step = self._progress.step
+        self._parts.monitor.rewind(self._progress.step)
 
     def _save_model(self, folder: Path) -> None:
         save_model(self._parts.model, self._parts.tokenizer, folder)
@@ -252,13 +278,10 @@ class SftTrainer:
         )
 
 
-def run_sft(
-    config: SftConfig, log: LogMetrics | None = None, announce: Announce | None = None
-) -> SftReport:
+def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
     """Fine-tune as ``config`` says; continues a run that was interrupted.
 
-    ``log`` receives the metrics of every step and ``announce`` a line for people now and
-    then. Raises :class:`ConfigError`, :class:`DataError` or :class:`ModelError` before the
+    Raises :class:`ConfigError`, :class:`DataError` or :class:`ModelError` before the
     first step; ``KeyboardInterrupt`` after a stop request, with everything saved.
     """
     if not config.model.path:
@@ -272,15 +295,17 @@ def run_sft(
     codec = Codec(tokenizer, chat_template_kwargs=config.model.chat_template_kwargs)
     examples, encoded = training_source(config, codec)
     validation, val_encoded = validation_examples(config.data, codec)
-    say = announce or (lambda text: None)
+    monitor = monitor or SilentMonitor()
     for name, count in (("training", encoded), ("validation", val_encoded)):
         if count.dropped:
-            say(f"{count.dropped} {name} traces are longer than data.max_length and left out")
+            monitor.announce(
+                f"{count.dropped} {name} traces are longer than data.max_length and left out"
+            )
     model = _load_trainable(config, resume / POLICY_FOLDER if resume else Path(config.model.path))
     check_vocabulary(model, tokenizer)
     if resume is not None:
-        say(f"continuing from step {step_of(resume)}")
-    parts = SftParts(model, tokenizer, examples, validation, log or (lambda m, s: None), say)
+        monitor.announce(f"continuing from step {step_of(resume)}")
+    parts = SftParts(model, tokenizer, examples, validation, monitor)
     return SftTrainer(config, parts).fit(resume)
 
 

@@ -25,7 +25,7 @@ def test_the_same_seed_gives_the_same_problems_and_another_seed_others():
 
 
 def test_no_held_out_question_is_ever_trained_on():
-    held_out = {p.question for p in first(arithmetic.problems("test", 0), 3000)}
+    held_out = {p.question for p in first(arithmetic.problems("val", 0), 3000)}
     trained = {
         p.question for seed in (0, 1) for p in first(arithmetic.problems("train", seed), 3000)
     }
@@ -41,7 +41,7 @@ def test_families_take_turns():
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="split must be one of"):
-        next(arithmetic.problems("dev", 0))
+        next(arithmetic.problems("test", 0))
 
 
 def test_a_guess_has_hardly_a_chance():
@@ -128,6 +128,6 @@ def test_a_huge_number_is_graded_quickly():
 
 
 def test_tasks_carry_the_answer_but_do_not_show_it():
-    for task in first(arithmetic.tasks("test", 1), 30):
+    for task in first(arithmetic.tasks("val", 1), 30):
         assert str(task.answer) not in task.prompt[0]["content"]
         assert isinstance(task.answer, int)

@@ -17,7 +17,7 @@ from agent_r1.rollout.codec import Codec
 from agent_r1.testing import FakeExecutor, Reply, ScriptedEngine, byte_tokenizer, tiny_model
 from agent_r1.tool.envs.retool import ReToolEnv
 from agent_r1.tool.tools.python import PythonTool
-from agent_r1.trainer.sft import SftParts, SftTrainer, run_sft
+from agent_r1.trainer.sft import SftParts, SftTrainer, SilentMonitor, run_sft
 from agent_r1.trainer.sft_data import Example, FileExamples, StreamExamples, encode_trace
 from agent_r1.types import Task
 
@@ -132,10 +132,26 @@ def test_a_stream_that_ends_too_soon_says_so():
 # --- training ----------------------------------------------------------------------------
 
 
+class Recorder(SilentMonitor):
+    """Remembers everything, and interrupts the run after a step of choice."""
+
+    def __init__(self, interrupt_after=None):
+        self.steps, self.metrics, self.said = [], [], []
+        self._interrupt_after = interrupt_after
+
+    def log(self, metrics, *, step):
+        self.steps.append(step)
+        self.metrics.append(dict(metrics))
+        if step == self._interrupt_after:
+            signal.raise_signal(signal.SIGINT)
+
+    def announce(self, message):
+        self.said.append(message)
+
+
 def run_and_record(settings):
-    recorded = []
-    report = run_sft(settings, lambda metrics, step: recorded.append(dict(metrics)))
-    return report, recorded
+    recorder = Recorder()
+    return run_sft(settings, recorder), recorder.metrics
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_target_tokens(base, tmp_path):
@@ -192,24 +208,21 @@ def test_an_interrupted_run_ends_with_the_very_same_weights(base, tmp_path, opti
 
     straight = run_sft(settings("straight"))
 
-    def interrupt(metrics, step):
-        if step == 3:
-            signal.raise_signal(signal.SIGINT)
-
     with pytest.raises(KeyboardInterrupt):
-        run_sft(settings("broken"), interrupt)
-    seen = []
-    resumed = run_sft(settings("broken"), lambda metrics, step: seen.append(step))
-    assert seen == [4, 5, 6]
+        run_sft(settings("broken"), Recorder(interrupt_after=3))
+    recorder = Recorder()
+    resumed = run_sft(settings("broken"), recorder)
+    assert recorder.steps == [4, 5, 6]
+    assert recorder.said == ["continuing from step 3"]
     assert_same_weights(weights(straight.policy), weights(resumed.policy))
     assert resumed.train_loss == straight.train_loss
 
 
 def test_a_finished_run_is_not_trained_again(base, tmp_path):
     first = run_sft(config(base, tmp_path))
-    steps = []
-    again = run_sft(config(base, tmp_path), lambda metrics, step: steps.append(step))
-    assert steps == []
+    recorder = Recorder()
+    again = run_sft(config(base, tmp_path), recorder)
+    assert recorder.steps == []
     assert again.train_loss == first.train_loss
 
 
@@ -235,12 +248,11 @@ def test_early_stop_keeps_the_best_model(base, tmp_path):
     assert_same_weights(best, weights(report.policy))
 
 
-def test_a_stop_before_the_first_step_saves_and_trains_nothing(base, tmp_path):
-    trainer_config = config(base, tmp_path)
+def test_a_trainer_can_be_put_together_by_hand(base, tmp_path):
     parts = SftParts(
         load_model(base), load_tokenizer(base), FileExamples(numbered(8), 4, seed=0), ()
     )
-    trainer = SftTrainer(trainer_config, parts)
+    trainer = SftTrainer(config(base, tmp_path), parts)
     assert trainer.total_steps == 6
     report = trainer.fit()
     assert report.steps == 6
@@ -277,7 +289,7 @@ def test_overlong_traces_are_counted_aloud(base, tmp_path):
     file = tmp_path / "traces.jsonl"
     short, long = Trace("q", (model("a"),)), Trace("q", (model("a" * 100),))
     write_traces(file, [short, long, short])
-    said = []
+    recorder = Recorder()
     settings = config(base, tmp_path / "run", data__train_files=str(file), data__max_length=50)
-    run_sft(settings, announce=said.append)
-    assert said == ["1 training traces are longer than data.max_length and left out"]
+    run_sft(settings, recorder)
+    assert recorder.said == ["1 training traces are longer than data.max_length and left out"]

@@ -1,0 +1,465 @@
+"""The command ``agent-r1``: wiring between the command line and the rooms, nothing else.
+
+A command imports what it runs after its configuration has been read, so that help and
+mistakes in a configuration come back at once.
+
+Exit codes: 0 done, 1 something failed while running, 2 the command line or the
+configuration is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from agent_r1 import __version__
+from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
+
+if TYPE_CHECKING:
+    from agent_r1.config.schema import Config
+    from agent_r1.config.section import Section
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+S = TypeVar("S", bound="Section")
+
+DEBUG_VARIABLE = "AGENT_R1_DEBUG"
+
+
+class Stopped(Exception):
+    """The user interrupted a command; the message says how to go on."""
+
+
+class _Command(click.Command):
+    """A command that shows examples and knows ``--debug``."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._examples = examples
+        text = "Show the traceback of an error."
+        self.params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help=text))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, "Examples", self._examples)
+
+
+class _Group(click.Group):
+    """Lists its commands in the order of this file, which is that of a project's life."""
+
+    command_class = _Command
+    group_class = type
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._examples = examples
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, "First steps", self._examples)
+
+
+def _write_examples(formatter: click.HelpFormatter, title: str, examples: str) -> None:
+    if examples:
+        with formatter.section(title):
+            formatter.write("".join(f"  {line}\n" for line in examples.strip().splitlines()))
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    examples="""
+agent-r1 quickstart                     train a tiny agent with a real tool, here and now
+agent-r1 train --config run.yaml        train; the same command resumes
+agent-r1 eval --run runs/my/run         measure what it learned
+agent-r1 chat --run runs/my/run         talk to it, tools included
+""",
+)
+@click.version_option(__version__, prog_name="agent-r1")
+def cli() -> None:
+    """Reinforcement learning for language-model agents that use tools.
+
+    Settings are written dotted.key=value after any command; "agent-r1 config" explains them.
+    """
+
+
+def configured(command: Command) -> Command:
+    """Add ``--config FILE`` and overrides; the command receives ``file`` and ``overrides``."""
+    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    file = click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        help="YAML file that states what differs from the defaults.",
+    )
+    return file(overrides(command))
+
+
+def from_run(command: Command) -> Command:
+    """Add ``--run FOLDER`` and ``--checkpoint``: a finished or running run to take things from."""
+    run = click.option(
+        "--run",
+        type=click.Path(path_type=Path),
+        help="Run folder whose configuration and newest checkpoint to use.",
+    )
+    checkpoint = click.option(
+        "--checkpoint",
+        type=click.Path(path_type=Path),
+        help="Checkpoint or model folder to use instead of the newest.",
+    )
+    return run(checkpoint(command))
+
+
+@cli.command()
+@configured
+def quickstart(file: Path | None, overrides: Sequence[str]) -> None:
+    """Train a tiny agent with a real tool, here, in minutes."""
+    from agent_r1.recipes.quickstart import quickstart as run_quickstart
+
+    run_quickstart(file, overrides)
+
+
+@cli.command(
+    examples=r"""
+agent-r1 train --config recipes/retool.yaml
+agent-r1 train actor_rollout_ref.model.path=./model data.train_files=train.parquet \
+    actor_rollout_ref.rollout.stop='["</code>"]' algorithm.adv_estimator=gae
+agent-r1 train --config run.yaml --print-config trainer.seed=3
+"""
+)
+@configured
+@click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop.")
+def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> None:
+    """Train a policy by reinforcement learning.
+
+    Running the same command again continues from the newest checkpoint.
+    """
+    from agent_r1.config import Config, require
+
+    config = _load(Config, file, overrides)
+    if print_config:
+        return _print_config(config)
+    require(
+        config,
+        actor_rollout_ref__model__path="./my-model",
+        data__train_files="train.parquet (or generator:NAME)",
+    )
+    with _resumable(config.trainer.run_dir):
+        from agent_r1.trainer.build import train as run_train
+
+        _finish(run_train(config))
+
+
+@cli.command(
+    examples="""
+agent-r1 sft model.path=./model data.train_files=traces.jsonl trainer.total_epochs=2
+agent-r1 sft --config cold_start.yaml --print-config
+"""
+)
+@configured
+@click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop.")
+def sft(file: Path | None, overrides: Sequence[str], print_config: bool) -> None:
+    """Cold start: teach a model from traces of tool use."""
+    from agent_r1.config import require
+    from agent_r1.config.sft import SftConfig
+
+    config = _load(SftConfig, file, overrides)
+    if print_config:
+        return _print_config(config)
+    require(config, model__path="./my-model", data__train_files="traces.jsonl")
+    with _resumable(config.trainer.run_dir):
+        from agent_r1.monitor.run import RunFolder
+        from agent_r1.trainer.sft import run_sft
+
+        with RunFolder.open(config) as run:
+            report = run_sft(config, run)
+        _finish(run.path)
+    click.echo(f"model     {report.policy}")
+
+
+@cli.command(
+    name="eval",
+    examples="""
+agent-r1 eval --run runs/retool/first actor_rollout_ref.rollout.val_kwargs.n=8
+agent-r1 eval --checkpoint ./model data.val_files=aime.parquet
+""",
+)
+@from_run
+@configured
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for table and trajectories.")
+def evaluate(
+    run: Path | None,
+    checkpoint: Path | None,
+    file: Path | None,
+    overrides: Sequence[str],
+    out: Path | None,
+) -> None:
+    """Measure a policy on held-out tasks (data.val_files)."""
+    config = _load_policy(run, checkpoint, file, overrides)
+    from agent_r1.config import require
+
+    require(
+        config,
+        actor_rollout_ref__model__path="./my-model (or give --run)",
+        data__val_files="test.parquet (or generator:NAME)",
+    )
+    from agent_r1.trainer.build import evaluate as run_evaluate
+
+    run_evaluate(config, out=out)
+
+
+@cli.command(
+    examples="""
+agent-r1 chat --run runs/retool/first
+agent-r1 chat --checkpoint ./model tool.env=retool -m 'What is 17 * 23?'
+"""
+)
+@from_run
+@configured
+@click.option("--message", "-m", help="Ask this one thing and stop.")
+def chat(
+    run: Path | None,
+    checkpoint: Path | None,
+    file: Path | None,
+    overrides: Sequence[str],
+    message: str | None,
+) -> None:
+    """Talk to a policy in the environment of its training."""
+    config = _load_policy(run, checkpoint, file, overrides)
+    from agent_r1.config import require
+
+    require(config, actor_rollout_ref__model__path="./my-model (or give --run)")
+    from agent_r1.trainer.build import chat as run_chat
+
+    run_chat(config, message=message)
+
+
+@cli.group()
+def data() -> None:
+    """Look at training data."""
+
+
+@data.command(
+    examples="""
+agent-r1 data show data.train_files=train.parquet
+agent-r1 data show --config run.yaml --split val -n 10
+"""
+)
+@configured
+@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+@click.option("--count", "-n", default=3, show_default=True, help="Tasks to show.")
+def show(file: Path | None, overrides: Sequence[str], split: str, count: int) -> None:
+    """Show the tasks that a configuration reads, and the rows that are none."""
+    from agent_r1.config import Config, require
+
+    config = _load(Config, file, overrides)
+    require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
+    from agent_r1.data.show import describe_tasks
+
+    for line in describe_tasks(config.data, split, config.trainer.seed, count):
+        click.echo(line)
+
+
+@cli.command(
+    examples="""
+agent-r1 export --run runs/retool/first ./retool-model
+"""
+)
+@from_run
+@click.argument("target", type=click.Path(path_type=Path))
+def export(run: Path | None, checkpoint: Path | None, target: Path) -> None:
+    """Copy a policy to TARGET as a Hugging Face model."""
+    import shutil
+
+    if target.exists():
+        raise ConfigError(f"{target} exists already; name a folder that does not")
+    source = _policy_folder(run, checkpoint)
+    if source is None:
+        raise ConfigError("nothing to export; give --run FOLDER or --checkpoint FOLDER")
+    shutil.copytree(source, target)
+    click.echo(f"{source} → {target}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def plot(run: Path) -> None:
+    """Draw the curves of a RUN folder into its curve.png."""
+    from agent_r1.monitor.plot import plot_curve
+
+    click.echo(str(plot_curve(run)))
+
+
+@cli.group()
+def sandbox() -> None:
+    """Run programs in isolation."""
+
+
+@sandbox.command(
+    examples="""
+agent-r1 sandbox serve
+agent-r1 sandbox serve --port 9000 sandbox.workers=16
+"""
+)
+@configured
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--allow-anonymous", is_flag=True, help="Serve other machines without a token.")
+def serve(
+    file: Path | None, overrides: Sequence[str], host: str, port: int, allow_anonymous: bool
+) -> None:
+    """Serve the sandbox over HTTP, in the protocol of SandboxFusion.
+
+    A bearer token is taken from the environment variable AGENT_R1_SANDBOX_TOKEN
+    (sandbox.token_env).
+    """
+    from agent_r1.config import Config
+
+    config = _load(Config, file, overrides).sandbox
+    from agent_r1.sandbox.serve import serve as run_serve
+    from agent_r1.sandbox.service import ServicePolicy
+    from agent_r1.trainer.build import build_executor
+
+    executor = build_executor(config)
+    try:
+        run_serve(
+            executor,
+            host,
+            port,
+            policy=ServicePolicy(token=os.environ.get(config.token_env)),
+            allow_anonymous=allow_anonymous,
+            ready=lambda url: click.echo(f"serving {url} (Ctrl-C to stop)", err=True),
+        )
+    finally:
+        executor.close()
+
+
+@cli.command(
+    name="config",
+    examples="""
+agent-r1 config
+agent-r1 config actor_rollout_ref.rollout
+agent-r1 config algorithm.adv_estimator
+""",
+)
+@click.argument("key", required=False)
+def explain(key: str | None) -> None:
+    """Explain a setting, a section, or all of them."""
+    from agent_r1.config.docs import explain as lines_about
+
+    for line in lines_about(key):
+        click.echo(line)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    debug = "--debug" in sys.argv or bool(os.environ.get(DEBUG_VARIABLE))
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort, Stopped) as stop:
+        _say(str(stop) or "Interrupted.", colour="yellow")
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as 'head', has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except AgentR1Error as error:
+        if debug:
+            raise
+        _say(f"Error: {error}", colour="red")
+        sys.exit(2 if isinstance(error, ConfigError | RegistryError) else 1)
+    sys.exit(0)
+
+
+def _load(
+    root: type[S], file: Path | None, overrides: Sequence[str], *, base: Path | None = None
+) -> S:
+    """Read a configuration, with its warnings as notes on standard error."""
+    from agent_r1.config import Config, load_config, load_section
+
+    if base is not None and file is not None:
+        raise ConfigError("--run and --config exclude each other: a run has its configuration")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        source = base or file
+        loaded: Any = (
+            load_config(source, overrides)
+            if root is Config
+            else load_section(root, source, overrides)
+        )
+    for note in notes:
+        _say(f"note: {note.message}", colour="yellow")
+    config: S = loaded
+    return config
+
+
+def _load_policy(
+    run: Path | None, checkpoint: Path | None, file: Path | None, overrides: Sequence[str]
+) -> Config:
+    """A configuration whose model is the policy of a run or checkpoint, if one is given."""
+    from agent_r1.config import Config
+
+    policy = _policy_folder(run, checkpoint)
+    chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
+    base = run / "config.yaml" if run is not None else None
+    return _load(Config, file, [*chosen, *overrides], base=base)
+
+
+def _policy_folder(run: Path | None, checkpoint: Path | None) -> Path | None:
+    """The model folder of ``checkpoint``, else of the newest checkpoint of ``run``."""
+    if checkpoint is None and run is not None:
+        found = sorted(run.glob("checkpoints/step-*"), key=lambda p: (len(p.name), p.name))
+        if not found:
+            raise ConfigError(f"{run} has no checkpoint yet; give --checkpoint, or train further")
+        checkpoint = found[-1]
+    if checkpoint is None:
+        return None
+    policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint
+    if not (policy / "config.json").is_file():
+        raise ConfigError(f"{policy} is no model folder: it has no config.json")
+    return policy
+
+
+@contextmanager
+def _resumable(run_dir: Path) -> Iterator[None]:
+    """Turn an interruption into a message that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Stopped(
+            f"Interrupted. What is finished is in {run_dir}; the same command continues there."
+        ) from stop
+
+
+def _finish(run_dir: Path) -> None:
+    """Say where things are."""
+    from agent_r1.errors import DataError
+    from agent_r1.monitor.plot import plot_curve
+
+    try:
+        curve: Path | None = plot_curve(run_dir)
+    except (DataError, OSError):  # nothing to draw, or no room for it
+        curve = None
+    click.echo(f"run       {run_dir}")
+    if curve is not None:
+        click.echo(f"curve     {curve}")
+
+
+def _print_config(config: Section) -> None:
+    from agent_r1.config import to_yaml
+
+    click.echo(to_yaml(config), nl=False)
+
+
+def _say(text: str, *, colour: str) -> None:
+    click.secho(text, fg=colour, err=True)
