@@ -6,6 +6,7 @@ Nothing here patches anything: every stand-in implements the protocol of the rea
 from agent_r1.testing.check_env import EnvReport, check_tool_env
 from agent_r1.testing.engine import HANG, EngineCall, Reply, ScriptedEngine
 from agent_r1.testing.executor import FakeExecutor
+from agent_r1.testing.logger import MemoryLogger
 from agent_r1.testing.models import tiny_model
 from agent_r1.testing.records import make_trajectory
 from agent_r1.testing.tokenizer import byte_tokenizer
@@ -15,6 +16,7 @@ __all__ = [
     "EngineCall",
     "EnvReport",
     "FakeExecutor",
+    "MemoryLogger",
     "Reply",
     "ScriptedEngine",
     "byte_tokenizer",

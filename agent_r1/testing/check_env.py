@@ -128,7 +128,8 @@ class _Check:
     def together(self, texts: Sequence[str]) -> list[str]:
         """The same texts from many threads at once, and as one batch."""
         alone = [self._step(text)[1:] for text in texts]
-        boxes = [_Box(self._stepper(text)) for text in texts]
+        start = threading.Barrier(len(texts))
+        boxes = [_Box(self._stepper(text), start) for text in texts]
         results = [box.wait(self.timeout_s) for box in boxes]
         problems = [
             f"step({text[:60]!r}) gave {got} beside other threads and {want} alone: it is not "
@@ -136,10 +137,19 @@ class _Check:
             for text, want, got in zip(texts, alone, results, strict=True)
             if want != (got[1:] if isinstance(got, tuple) else got)
         ]
-        batch = self._fresh(lambda env: env.batch_step(list(texts)))
-        if len(batch) != 3 or any(len(column) != len(texts) for column in batch):
-            problems.append("batch_step must return three lists, each as long as its input")
+        if self._fresh(lambda env: env is self.env):
+            problems += self._as_batch(texts)
         return problems
+
+    def _as_batch(self, texts: Sequence[str]) -> list[str]:
+        """The texts as trajectories of one shared environment."""
+        try:
+            batch = self.env.batch_step(list(texts))
+        except Exception as error:
+            return [f"batch_step {_say(error)}"]
+        if len(batch) != 3 or any(len(column) != len(texts) for column in batch):
+            return ["batch_step must return three lists, each as long as its input"]
+        return []
 
     def warnings(self, with_texts: bool) -> list[str]:
         found = list(self.disagreements)
@@ -182,11 +192,15 @@ class _Check:
 class _Box:
     """A call in a daemon thread: it may hang without taking the check along."""
 
-    def __init__(self, call: Callable[[], StepResult]) -> None:
+    def __init__(
+        self, call: Callable[[], StepResult], start: threading.Barrier | None = None
+    ) -> None:
         self._outcome: StepResult | Exception | None = None
         context = contextvars.copy_context()
 
         def work() -> None:
+            if start is not None:
+                start.wait()
             try:
                 self._outcome = context.run(call)
             except Exception as error:
