@@ -144,7 +144,7 @@ class _Check:
     def _as_batch(self, texts: Sequence[str]) -> list[str]:
         """The texts as trajectories of one shared environment."""
         try:
-            batch = self.env.batch_step(list(texts))
+            batch = self._fresh(lambda env: env.batch_step(list(texts)))
         except Exception as error:
             return [f"batch_step {_say(error)}"]
         if len(batch) != 3 or any(len(column) != len(texts) for column in batch):
