@@ -64,6 +64,7 @@ class RunFolder:
         self._display = display or QuietDisplay()
         self._complaints: set[str] = set()
         self._shown_generations = shown_generations
+        self._logged = False
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
@@ -101,7 +102,7 @@ class RunFolder:
             display=display,
             project=trainer.project_name,
             experiment=trainer.experiment_name,
-            shown_generations=trainer.log_val_generations,
+            shown_generations=getattr(trainer, "log_val_generations", 0),  # a cold start has none
         )
 
     @property
@@ -120,7 +121,13 @@ class RunFolder:
         self._display.expect(total_steps)
 
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Record the metrics of a step, everywhere."""
+        """Record the metrics of a step, everywhere.
+
+        The first call of a sitting replaces what an earlier one wrote for this step or later.
+        """
+        if not self._logged:
+            self._logged = True
+            self._metrics.rewind(step - 1)
         numbers = {name: float(value) for name, value in metrics.items()}
         line = {"step": step, "time": now()} | {k: json_number(v) for k, v in numbers.items()}
         self._append(self._metrics, [line])
