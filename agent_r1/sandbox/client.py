@@ -37,6 +37,7 @@ from agent_r1.sandbox import wire
 from agent_r1.sandbox.base import RunRequest, RunResult
 from agent_r1.sandbox.endpoints import Balancer, Endpoint
 from agent_r1.sandbox.http1 import Address, Pool, Response, TransportError
+from agent_r1.sandbox.jobs import RequestError
 
 ENDPOINT_VARIABLE = "SANDBOX_FUSION_ENDPOINT"
 TOKEN_VARIABLE = "AGENT_R1_SANDBOX_TOKEN"
@@ -389,6 +390,8 @@ class _Courier:
             raise SandboxUnavailable(f"{detail}; set {TOKEN_VARIABLE} or give token=")
         if response.status in (404, 405):
             raise SandboxUnavailable(f"{detail}; this URL is no sandbox")
+        if response.status in (413, 422):
+            raise RequestError(detail)
         raise SandboxError(f"HTTP {response.status} from {detail}")
 
     def _remember(

@@ -15,6 +15,7 @@ import linecache
 import os
 import signal
 import sys
+import tempfile
 import traceback
 import types
 import warnings
@@ -130,7 +131,9 @@ def error_record(error: BaseException) -> dict[str, Any]:
 
 def _temporary() -> BinaryIO:
     """A nameless file, open for as long as the notebook runs."""
-    return os.fdopen(os.memfd_create("cell"), "w+b")
+    descriptor, path = tempfile.mkstemp()
+    os.unlink(path)
+    return os.fdopen(descriptor, "w+b")
 
 
 class Capture:

@@ -48,6 +48,7 @@ from agent_r1.errors import (
 from agent_r1.sandbox import jupyter, metrics, wire
 from agent_r1.sandbox.admission import Admission, Refused
 from agent_r1.sandbox.base import Executor, RunRequest, RunResult
+from agent_r1.sandbox.jobs import RequestError
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -165,7 +166,7 @@ class SandboxService:
             return await self._route(scope)(scope, receive)
         except _Answer as answer:
             return _failure(answer)
-        except wire.InvalidRequest as error:
+        except (wire.InvalidRequest, RequestError) as error:
             return _failure(_Answer(422, "invalid", _validation(error)))
         except _ClientGone:
             raise
@@ -361,6 +362,7 @@ def _failure(answer: _Answer) -> _Reply:
     return _Reply(wire.encode(body), answer.status, retry_after=answer.retry_after)
 
 
-def _validation(error: wire.InvalidRequest) -> list[dict[str, Any]]:
+def _validation(error: ValueError) -> list[dict[str, Any]]:
     """The shape that FastAPI gives to validation errors, which SandboxFusion's clients know."""
-    return [{"type": "value_error", "loc": ["body", *error.location], "msg": str(error)}]
+    location = error.location if isinstance(error, wire.InvalidRequest) else ()
+    return [{"type": "value_error", "loc": ["body", *location], "msg": str(error)}]

@@ -28,6 +28,7 @@ from agent_r1.errors import (
 from agent_r1.sandbox.base import Executor, Limits, RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.client import ClientPolicy, SandboxClient
 from agent_r1.sandbox.endpoints import LONGEST_REST, Balancer
+from agent_r1.sandbox.jobs import RequestError
 from agent_r1.sandbox.serve import serving
 from agent_r1.sandbox.service import ServicePolicy
 
@@ -192,7 +193,7 @@ def test_an_invalid_request_is_a_typed_error_without_retries():
     with (
         serving(executor, policy=ServicePolicy(run_seconds=5)) as url,
         SandboxClient(url) as client,
-        pytest.raises(SandboxError, match="at most 5"),
+        pytest.raises(RequestError, match="at most 5"),
     ):
         client.run(HELLO)
 

@@ -19,6 +19,7 @@ from agent_r1.errors import (
     SandboxUnavailable,
 )
 from agent_r1.sandbox.base import RunResult, RunStatus
+from agent_r1.sandbox.jobs import RequestError
 from agent_r1.sandbox.serve import serve, serving
 from agent_r1.sandbox.service import SandboxService, ServicePolicy
 
@@ -87,6 +88,14 @@ def test_a_missing_toolchain_is_422_and_says_which():
     assert reply.status_code == 422
     assert reply.json()["error"] == "language_unavailable"
     assert "'go'" in reply.json()["detail"][0]["msg"]
+
+
+def test_a_request_that_the_executor_refuses_is_422():
+    executor = ScriptedExecutor(raising(RequestError("'/etc/x' is no path inside")))
+    with serving(executor) as url, http(url) as api:
+        reply = api.post("/run_code", json=PRINT)
+    assert reply.status_code == 422
+    assert "'/etc/x'" in reply.json()["detail"][0]["msg"]
 
 
 def test_a_failing_sandbox_is_the_protocols_sandbox_error():
