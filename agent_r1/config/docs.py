@@ -15,9 +15,11 @@ import click
 import yaml
 
 from agent_r1.config.ignored import IGNORED, REFUSED, RENAMED, REPLACED_VALUES
-from agent_r1.config.keys import Leaf, leaves, sections
+from agent_r1.config.keys import Leaf, leaves, nearest_key, sections
 from agent_r1.config.load import OVERRIDES_VARIABLE
+from agent_r1.errors import ConfigError
 
+_INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
 YAML_PATH = Path(__file__).with_name("agent_trainer.yaml")
 PAGE_PATH = Path("docs/configuration.md")
 
@@ -95,6 +97,27 @@ def render_yaml() -> str:
     return "\n".join(lines) + "\n"
 
 
+def explain(key: str | None) -> Iterator[str]:
+    """Lines about a setting, about every setting of a section, or about all of them.
+
+    Raises:
+        ConfigError: nothing is called ``key``; the message names the nearest setting.
+    """
+    leaf = leaves().get(key or "")
+    chosen = [leaf] if leaf else [x for x in leaves().values() if _is_below(x.key, key)]
+    if not chosen:
+        near = nearest_key(key or "")
+        advice = f"did you mean {near}?" if near else "'agent-r1 config' lists all settings"
+        raise ConfigError(f"no setting and no section is called {key}; {advice}")
+    for leaf in chosen:
+        yield f"{leaf.key} = {_scalar(leaf.default)}"
+        yield textwrap.fill(f"{_code(leaf.description)} [{leaf.expected}]", 92, **_INDENTED)
+
+
+def _is_below(key: str, section: str | None) -> bool:
+    return section is None or key.startswith(section + ".")
+
+
 def _common_length(left: list[str], right: list[str]) -> int:
     same = 0
     while same < min(len(left), len(right)) and left[same] == right[same]:
@@ -138,11 +161,12 @@ def _code(text: str) -> str:
 
 
 @click.command()
-def main() -> None:
-    """Refresh docs/configuration.md and agent_trainer.yaml."""
+@click.argument("page", type=click.Path(path_type=Path), default=PAGE_PATH)
+def main(page: Path) -> None:
+    """Refresh agent_trainer.yaml and the documentation PAGE."""
     YAML_PATH.write_text(render_yaml())
-    PAGE_PATH.write_text(render_page())
-    click.echo(f"wrote {YAML_PATH} and {PAGE_PATH}")
+    page.write_text(render_page())
+    click.echo(f"wrote {YAML_PATH} and {page}")
 
 
 if __name__ == "__main__":

@@ -73,11 +73,12 @@ PANELS = (
         (
             Series("entropy (nats)", ("actor/entropy",), _PURPLE),
             Series(
-                "KL to the reference or the old policy",
-                ("actor/kl_loss", "actor/reward_kl_penalty", "actor/ppo_kl"),
+                "KL to the reference policy",
+                ("actor/kl_loss", "actor/reward_kl_penalty"),
                 _RED,
                 right=True,
             ),
+            Series("KL to the policy before the step", ("actor/ppo_kl",), _ORANGE, right=True),
         ),
     ),
     PanelSpec(
@@ -100,6 +101,7 @@ def plot_curve(run_folder: Path | str, target: Path | str | None = None) -> Path
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     folder = Path(run_folder)
     lines = load_metrics(folder / METRICS_FILE)
@@ -108,9 +110,9 @@ def plot_curve(run_folder: Path | str, target: Path | str | None = None) -> Path
         raise DataError(f"{folder / METRICS_FILE} has no metrics to draw yet")
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(5.6 * columns, 3.3 * rows + 0.3), dpi=150, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+    figure = Figure(figsize=(5.6 * columns, 3.3 * rows + 0.3), dpi=150, layout=layout)
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
         _draw(axis, panel, lines)
@@ -171,7 +173,7 @@ def _dress(axis: Any, panel: PanelSpec, *, percent: bool) -> None:
 
     axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=_INK)
     axis.set_xlabel("training step", fontsize=8, color=_MUTED, loc="right")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.grid(axis="y", color=_GRID, linewidth=0.8)
     axis.set_axisbelow(True)
     axis.tick_params(colors=_MUTED, labelsize=8, length=0)
