@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,13 @@ def load_model(
     check_folder(path)
     name = register_attention() if attn == "packed" else attn
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            os.fspath(path),
-            dtype=torch_dtype(dtype),
-            attn_implementation=name,
-            trust_remote_code=trust_remote_code,
-        )
+        with _without_progress_bars(path):
+            model: nn.Module = AutoModelForCausalLM.from_pretrained(
+                os.fspath(path),
+                dtype=torch_dtype(dtype),
+                attn_implementation=name,
+                trust_remote_code=trust_remote_code,
+            )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelError(f"cannot load a causal language model from {path}: {error}") from error
     model = model.to(device).eval()
@@ -212,7 +215,8 @@ def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Pat
     except OSError as error:
         raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
     try:
-        model.save_pretrained(work)  # type: ignore[operator]
+        with _without_progress_bars(work):
+            model.save_pretrained(work)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         _flush(work)
@@ -225,6 +229,21 @@ def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Pat
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+@contextmanager
+def _without_progress_bars(path: str | Path) -> Iterator[None]:
+    """Reading and writing local files is quick, and bars would cut through a run's own view."""
+    from transformers.utils import logging
+
+    if not Path(path).is_dir() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _flush(folder: Path) -> None:

@@ -51,16 +51,14 @@ def build_tiny_model(folder: str | Path, seed: int = 0, shape: TinyShape | None 
     import torch
     from transformers import Qwen3ForCausalLM
 
+    from agent_r1.models.load import save_model
+
     shape = shape or TinyShape()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer(shape.vocabulary)
-    tokenizer.save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(_model_config(shape, tokenizer))
-    model.save_pretrained(folder)
-    return folder
+    return save_model(model, tokenizer, folder)
 
 
 def _model_config(shape: TinyShape, tokenizer: Any) -> Any:
