@@ -103,7 +103,7 @@ def rloo(
     process_reward_coef: float = 1.0,
     process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
-    """Leave-one-out baseline (Ahmadian et al. 2024, eq. 4).
+    """Leave-one-out baseline (Ahmadian et al. 2024).
 
     ``A_i = r_i - mean of the others = (r_i - mean) n / (n - 1)``; 0 for a group of one.
     """
@@ -143,7 +143,7 @@ def reinforce_plus_plus_baseline(
     process_reward_coef: float = 1.0,
     process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
-    """Group mean as the baseline, batch spread as the scale (Hu 2025, section 3).
+    """Group mean as the baseline, batch spread as the scale (Hu 2025, REINFORCE++).
 
     ``r_i - mean`` on every action token, then whitened over the batch's action tokens.
     """
@@ -159,7 +159,7 @@ def remax(
     process_reward_coef: float = 1.0,
     process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
-    """Greedy rollout as the baseline (Li et al. 2023, eq. 5): ``A_k = G_k - r_greedy``.
+    """Greedy rollout as the baseline (Li et al. 2023): ``A_k = G_k - r_greedy``.
 
     G is the undiscounted return-to-go, which is the outcome reward on every action token
     unless single tokens carry rewards.

@@ -226,7 +226,7 @@ def _turn_slots(turn_of: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     if width == 0:
         return turn_of, torch.full((episodes, 0), -1, dtype=torch.int64, device=present.device)
     changed = torch.zeros_like(present)
-    changed[:, 1:] = (turn_of[:, 1:] != turn_of[:, :-1]) & present[:, 1:]
+    changed[:, 1:] = turn_of[:, 1:] != turn_of[:, :-1]
     slot = torch.where(present, changed.cumsum(1), torch.zeros_like(turn_of))
     turn = torch.full((episodes, int(slot.max()) + 1), -1, dtype=torch.int64, device=present.device)
     owner = torch.arange(episodes, device=present.device)[:, None].expand_as(slot)

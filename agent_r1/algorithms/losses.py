@@ -58,7 +58,7 @@ def ppo(
 
     ``L = max(-rho A, -clip(rho, 1 - low, 1 + high) A)`` (Schulman et al. 2017, eq. 7; the
     higher upper bound is DAPO's clip-higher, 2025, eq. 10), and for A < 0 at most ``-c A``
-    (Ye et al. 2020, eq. 5). ``clip_ratio_c=None`` switches the dual clip off.
+    (Ye et al. 2020). ``clip_ratio_c=None`` switches the dual clip off.
     """
     low, high = _bounds(clip_ratio_low, clip_ratio_high)
     if clip_ratio_c is not None and clip_ratio_c <= 1:

@@ -65,7 +65,7 @@ def gigpo(
     process_reward_coef: float = 1.0,
     process_reward_norm: str = "outcome",
 ) -> AdvantageResult:
-    """Group-in-group advantage (Feng et al. 2025, GiGPO, eqs. 3 to 8).
+    """Group-in-group advantage (Feng et al. 2025, GiGPO).
 
     ``A = A_episode + step_advantage_w * A_step``. A_episode is GRPO on the outcome. A_step
     compares turns that the siblings took in the same state (``state_id``): the return

@@ -52,6 +52,15 @@ def test_a_padding_row_that_repeats_another_row_changes_nothing(batch):
     assert episodes.of_rows(inputs.group_id).tolist() == [0]
 
 
+def test_a_masked_trajectory_is_spoken_for_by_its_own_row(batch):
+    inputs = batch(
+        ["..", "..", ".0"], [99, -4, 1], trajectory=[0, 0, 1], counted=[False, True, True]
+    )
+    episodes = unroll(inputs)
+    assert episodes.of_rows(inputs.reward).tolist() == [-4.0, 1.0]
+    assert episodes.counted.tolist() == [True, True]
+
+
 def test_an_empty_batch_and_a_fully_masked_one_unroll(batch):
     episodes = unroll(batch(["...", "..."], [1, 2]))
     assert episodes.position.shape == (2, 0) and episodes.turn.shape == (2, 0)

@@ -346,3 +346,25 @@ def test_importance_weights_are_bounded_permutable_and_blind_to_masked_tokens(se
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
     dirty = weigh(order, torch.where(x.loss_mask, 0.0, math.nan))
     torch.testing.assert_close(clean[order], dirty, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_advantages_on_a_gpu_are_those_of_the_cpu(name):
+    batch = random_batch(7)
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    moved = AdvantageInputs(**{k: None if v is None else v.cuda() for k, v in fields.items()})
+    for cpu, gpu in zip(run(name, batch), run(name, moved), strict=True):
+        torch.testing.assert_close(cpu, gpu.cpu(), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [m.value for m in Aggregation])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_on_a_gpu_are_those_of_the_cpu(name, mode):
+    inputs = loss_inputs(7)
+    fields = {f.name: getattr(inputs, f.name) for f in dataclasses.fields(inputs)}
+    moved = PolicyLossInputs(**{k: v.cuda() for k, v in fields.items()})
+    cpu = total(name, inputs, loss_weights(inputs.loss_mask, mode, divisor=7.0))
+    gpu = total(name, moved, loss_weights(moved.loss_mask, mode, divisor=7.0))
+    torch.testing.assert_close(cpu, gpu.cpu(), atol=1e-9, rtol=1e-9)
