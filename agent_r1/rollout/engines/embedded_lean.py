@@ -69,9 +69,9 @@ def _is_known_leaf(module: nn.Module) -> bool:
 class LeanRunner:
     """Implements ``Runner`` for the models that :func:`is_lean` accepts."""
 
-    def __init__(self, twin: nn.Module) -> None:
-        self._twin: Any = twin
-        self._layers = [_layer(layer) for layer in self._twin.model.layers]
+    def __init__(self, twin: Any) -> None:
+        self._twin = twin
+        self._layers = [_layer(layer) for layer in twin.model.layers]
 
     def refresh(self) -> None:
         """Nothing is derived; modules are looked through at every step."""
