@@ -41,7 +41,7 @@ def test_families_take_turns():
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="split must be one of"):
-        next(arithmetic.problems("test", 0))
+        next(arithmetic.problems("dev", 0))
 
 
 def test_a_guess_has_hardly_a_chance():
