@@ -210,9 +210,10 @@ def evaluate(
         actor_rollout_ref__model__path="./my-model (or give --run)",
         data__val_files="test.parquet (or generator:NAME)",
     )
-    from agent_r1.trainer.build import evaluate as run_evaluate
+    from agent_r1.trainer.evaluate import evaluate as run_evaluate
+    from agent_r1.trainer.evaluate import markdown_table
 
-    run_evaluate(config, out=out)
+    click.echo(markdown_table(run_evaluate(config, out=out)), nl=False)
 
 
 @cli.command(
@@ -236,7 +237,7 @@ def chat(
     from agent_r1.config import require
 
     require(config, actor_rollout_ref__model__path="./my-model (or give --run)")
-    from agent_r1.trainer.build import chat as run_chat
+    from agent_r1.trainer.chat import chat as run_chat
 
     run_chat(config, message=message)
 

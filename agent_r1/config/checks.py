@@ -143,7 +143,7 @@ def _critic(config: Config) -> Iterator[str]:
         if getattr(policy, name) == "bootstrap":
             yield (
                 f"algorithm.outcome_policy.{name}=bootstrap takes the critic's value, and "
-                f"algorithm.adv_estimator={estimator} has no critic; use count, mask or penalize, "
+                f"algorithm.adv_estimator={estimator} has no critic; use count, mask or penalise, "
                 "or the estimator gae"
             )
 

@@ -54,7 +54,7 @@ def leaf_above(key: str, root: type[Section] = Config) -> Leaf | None:
 def nearest_key(key: str, root: type[Section] = Config) -> str | None:
     """The known name that a mistyped or incomplete ``key`` most likely means."""
     for known in leaves(root):
-        if known.endswith("." + key):
+        if known.endswith("." + key) or key.startswith(known + "."):
             return known
     last = key.rpartition(".")[2]
 

@@ -179,10 +179,12 @@ class RolloutConfig(Section):
     """Sequences that the engine decodes at once (its key-value cache slots)."""
     max_concurrency: PositiveInt | None = None
     """Trajectories in flight at once. null: all of a step."""
-    readmit_after: PositiveInt = 1
-    """Embedded engine: how many waiting requests make it stop decoding to take them in."""
     deterministic: bool = True
-    """Derive every draw from seed, trajectory, turn and position, so that runs repeat exactly."""
+    """Embedded engine: schedule in virtual time, so that runs repeat to the last bit whatever the
+    tools' latency. false: trajectories rejoin as soon as their tool answers, which is faster
+    when tools are slow."""
+    readmit_after: PositiveInt = 8
+    """Embedded engine, deterministic: decode steps after which a trajectory rejoins."""
     trajectory_timeout_s: PositiveFloat | None = 600.0
     """Wall-clock seconds of one trajectory, after which it counts as ``timeout``. null: none."""
     max_failed_share: Share = 0.2

@@ -26,13 +26,13 @@ class Section(BaseModel):
 
 
 def _one_or_many(value: Any) -> Any:
-    if isinstance(value, str):
+    if value is None or isinstance(value, str):
         return (value,) if value else ()
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, dict) else value
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
-"""A list of strings; a single string is a list of one, the empty string an empty list."""
+"""A list of strings; a single string is a list of one, null and empty text an empty list."""
 
 
 def _unlimited_to_none(value: Any) -> Any:

@@ -91,13 +91,13 @@ class RolloutCorrectionConfig(Section):
     """Take the engine's log-probabilities as the old policy's instead of computing them anew."""
 
 
-OutcomeTreatment = Literal["count", "penalize", "bootstrap", "mask", "drop"]
+OutcomeTreatment = Literal["count", "penalise", "bootstrap", "mask", "drop"]
 
 
 class OutcomePolicyConfig(Section):
     """What training makes of trajectories that a limit cut short.
 
-    ``count``: scored like any other. ``penalize``: ``penalty`` is subtracted from the reward.
+    ``count``: scored like any other. ``penalise``: ``penalty`` is subtracted from the reward.
     ``bootstrap``: the critic's value stands for the missing rest (``gae`` and ``turn_gae``
     only). ``mask``: in the group's baseline, but no gradient. ``drop``: neither. Trajectories
     that failed through no fault of the model (``tool_error``, ``engine_error``) are always
@@ -113,7 +113,7 @@ class OutcomePolicyConfig(Section):
     timeout: OutcomeTreatment = "mask"
     """``rollout.trajectory_timeout_s`` passed: it depends on the machine, hence not counted."""
     penalty: NonNegativeFloat = 1.0
-    """What ``penalize`` subtracts from the reward."""
+    """What ``penalise`` subtracts from the reward."""
 
 
 class AlgorithmConfig(Section):
