@@ -263,7 +263,7 @@ class SandboxConfig(Section):
     """Environment variable with the service's bearer token, so that no file holds the secret."""
     workers: PositiveInt | None = None
     """Programs that run at once. null: one per processor."""
-    isolation: str = "strict"
+    isolation: Literal["strict", "landlock", "process"] = "strict"
     """Isolation that the host must provide. A weaker level must be named here to be accepted."""
     session: Annotated[Literal["none", "trajectory"], NoneWord] = "none"
     """``trajectory``: calls of one trajectory share an interpreter and so its variables."""

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agent_r1.errors import AgentR1Error, EngineError
@@ -89,10 +90,23 @@ class _Episode:
     turns: list[Turn] = field(default_factory=list)
     used: int = 0
     """Response tokens so far, the model's and the tools'."""
+    watch: Callable[[Turn], None] | None = None
 
     @property
     def id(self) -> str:
         return f"{self.group_id}/{self.index}"
+
+    def add(self, turn: Turn) -> None:
+        self.turns.append(turn)
+        self._show(turn)
+
+    def amend(self, turn: Turn) -> None:
+        self.turns[-1] = turn
+        self._show(turn)
+
+    def _show(self, turn: Turn) -> None:
+        if self.watch is not None:
+            self.watch(turn)
 
 
 class AgentLoop:
@@ -108,10 +122,21 @@ class AgentLoop:
         self._env = env
         self._limits = limits
 
-    async def run(self, task: Task, group_id: str, index: int, sampling: Sampling) -> Trajectory:
-        """Sample one trajectory. Opening and releasing its id is the caller's business."""
+    async def run(
+        self,
+        task: Task,
+        group_id: str,
+        index: int,
+        sampling: Sampling,
+        watch: Callable[[Turn], None] | None = None,
+    ) -> Trajectory:
+        """Sample one trajectory. Opening and releasing its id is the caller's business.
+
+        ``watch`` sees each turn as it grows: when the model has written it, and again when
+        the environment has answered.
+        """
         started = time.perf_counter()
-        episode = _Episode(task, group_id, index, self._codec.render(task))
+        episode = _Episode(task, group_id, index, self._codec.render(task), watch=watch)
         error: str | None = None
         try:
             async with asyncio.timeout(self._limits.timeout_s):
@@ -144,15 +169,17 @@ class AgentLoop:
                 return exhausted
             params = sampling.params(budget, episode.id, number)
             turn = await self._act(episode, env, params)
-            episode.turns.append(turn)
+            episode.add(turn)
             if turn.completion.finish is Finish.LENGTH:
                 return exhausted
             turn, observation, active = await self._observe(episode, env, turn, sampling, number)
-            episode.turns[-1] = turn
+            if active and number + 1 < self._limits.max_turns:
+                turn = self._with_observation(env, turn, observation)
+            episode.amend(turn)
             if not active:
                 return Outcome.FINISHED
-            if number + 1 < self._limits.max_turns:
-                self._append_observation(episode, env, turn, observation)
+            episode.used += len(turn.observation_ids)
+            episode.prompt = turn.next_prompt_ids
         return Outcome.TURN_LIMIT
 
     def _budget(self, episode: _Episode) -> tuple[int, Outcome]:
@@ -202,14 +229,9 @@ class AgentLoop:
         calls = tuple(ToolCall(ok, seconds / len(successes)) for ok in successes)
         return replace(turn, tool_calls=calls, tool_seconds=seconds), observation, active
 
-    def _append_observation(
-        self, episode: _Episode, env: BaseToolEnv, turn: Turn, observation: str
-    ) -> None:
+    def _with_observation(self, env: BaseToolEnv, turn: Turn, observation: str) -> Turn:
         ids = self._codec.encode_observation(observation, control_tokens=env.control_tokens)
-        turn = replace(turn, observation_ids=ids, observation_text=observation)
-        episode.turns[-1] = turn
-        episode.used += len(ids)
-        episode.prompt = turn.next_prompt_ids
+        return replace(turn, observation_ids=ids, observation_text=observation)
 
 
 def _cut_at_trigger(env: BaseToolEnv, codec: Codec, completion: Completion) -> Completion:

@@ -23,11 +23,12 @@ Scorer = Callable[[Trajectory], Awaitable[Trajectory]]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One task and how many trajectories to sample for it."""
+    """One task and which trajectories to sample for it: ``n``, counted from ``first_index``."""
 
     task: Task
     group_id: str
     n: int = 1
+    first_index: int = 0
 
 
 class GroupRunner:
@@ -59,7 +60,9 @@ class GroupRunner:
         on_finished: Callable[[Trajectory], None] | None = None,
     ) -> list[Trajectory]:
         """All trajectories of ``groups``, siblings together, in the order asked for."""
-        members = [_Member(group, index) for group in groups for index in range(group.n)]
+        members = [
+            _Member(group, group.first_index + i) for group in groups for i in range(group.n)
+        ]
         width = min(self._max_concurrency or len(members), len(members))
         waiting = iter(members[width:])
         self._engine.open([member.id for member in members[:width]])

@@ -34,8 +34,8 @@ from agent_r1.tool.base import BaseTool, BaseToolEnv
 from agent_r1.tool.registry import ENVS, TOOLS, make_env, make_tool
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
-from agent_r1.trainer.evaluate import Validator
 from agent_r1.trainer.rl import Parts, RLTrainer
+from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
 from agent_r1.types import Reward, Task, Trajectory
 
@@ -263,7 +263,7 @@ def build_worker(
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
-    load = _loader_of(config)
+    load = model_loader(config)
     policy = load(roles.model.path)
     check_vocabulary(policy, tokenizer)
     wants_ref = actor.use_kl_loss or credit.needs_ref
@@ -295,7 +295,8 @@ def build_worker(
     )
 
 
-def _loader_of(config: Config) -> Callable[[str], Any]:
+def model_loader(config: Config) -> Callable[[str], Any]:
+    """``load(path)`` with the device, the type and the safety that are configured."""
     model, device = config.actor_rollout_ref.model, pick_device(config.trainer.device)
     dtype = model.dtype
     if dtype == "auto":

@@ -1,129 +1,246 @@
-"""How good a policy is on held-out tasks: means, pass@k and majority votes, with intervals."""
+"""Measure a policy on held-out tasks, with intervals, and keep every trajectory.
+
+An evaluation that is interrupted continues where it stopped: trajectories that its folder
+holds already are not sampled again.
+"""
 
 from __future__ import annotations
 
-import math
-import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-from agent_r1.rollout.agent_loop import Sampling
+from agent_r1.config.load import to_yaml
+from agent_r1.config.schema import Config
+from agent_r1.errors import ConfigError, DataError
+from agent_r1.models.load import check_vocabulary, load_tokenizer
+from agent_r1.monitor.jsonl import JsonlFile
+from agent_r1.monitor.metrics import succeeded
+from agent_r1.monitor.records import encode_trajectory, load_trajectories
+from agent_r1.reward.answers import final_answer
+from agent_r1.rollout.agent_loop import AgentLoop
+from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner, usable
-from agent_r1.types import Task, Trajectory
+from agent_r1.trainer import build
+from agent_r1.trainer.estimates import Estimate, bootstrap, majority, pass_at_k
+from agent_r1.trainer.interrupt import Interrupted, StopRequest
+from agent_r1.trainer.validation import Validator
+from agent_r1.types import Trajectory
 
-
-def pass_at_k(n: int, correct: int, k: int) -> float:
-    """Unbiased estimate that at least one of ``k`` samples is right, from ``n`` samples.
-
-    1 - C(n - c, k) / C(n, k) (Chen et al. 2021, "Evaluating Large Language Models Trained
-    on Code", equation 1). Needs ``k <= n``.
-    """
-    if not 1 <= k <= n or not 0 <= correct <= n:
-        raise ValueError(
-            f"pass@k needs 1 <= k <= n and 0 <= correct <= n, not {k=} {n=} {correct=}"
-        )
-    return 1.0 - math.comb(n - correct, k) / math.comb(n, k)
-
-
-def majority(answers: Sequence[str | None]) -> str | None:
-    """The commonest answer, ties to the one given first; ``None`` when there is none."""
-    counts = Counter(answer for answer in answers if answer is not None)
-    return max(counts, key=lambda answer: counts[answer]) if counts else None
+TRAJECTORIES_FILE = "trajectories.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over tasks with its bootstrap confidence interval."""
+class SourceReport:
+    """What was measured on one data source."""
 
-    value: float
-    low: float
-    high: float
+    source: str
     tasks: int
+    samples: int
+    """Samples per task."""
+    failed: int
+    """Trajectories that the machinery lost; they count for nothing."""
+    estimates: dict[str, Estimate]
+    """``avg@n``, ``pass@k``, ``maj@n`` and ``reward``, each with its interval."""
+    tool_call_share: float
+    tool_success_share: float | None
+    """Of the calls, how many worked; None where nothing was called."""
+    mean_turns: float
+    mean_response_length: float
 
 
-def bootstrap(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Estimate:
-    """Percentile bootstrap of the mean over tasks (Efron 1979).
+def evaluate(config: Config, out: Path | None = None) -> list[SourceReport]:
+    """Sample ``data.val_files`` with ``rollout.val_kwargs`` and report by data source.
 
-    Tasks are resampled, not single samples: the samples of one task are not independent.
+    ``out`` (default: ``eval/`` next to the model) receives ``trajectories.jsonl``,
+    ``results.json``, ``table.md`` and ``config.yaml``.
     """
-    if not values:
-        raise ValueError("cannot estimate from no values")
-    draw = random.Random(seed)
-    means = sorted(fmean(draw.choices(values, k=len(values))) for _ in range(resamples))
-    tail = (1 - confidence) / 2
-    low = means[int(tail * (resamples - 1))]
-    high = means[math.ceil((1 - tail) * (resamples - 1))]
-    return Estimate(fmean(values), low, high, len(values))
+    folder = out or Path(config.actor_rollout_ref.model.path) / "eval"
+    with ExitStack() as stack:
+        validator, runner = _prepare(config, stack)
+        store = _Store(folder, config)
+        stack.callback(store.close)
+        groups = validator.groups()
+        missing = [m for m in _members(groups) if f"{m.group_id}/{m.first_index}" not in store.done]
+        _sample(validator, missing, store, runner)
+        reports = report(store.trajectories(groups))
+    write_reports(reports, folder)
+    return reports
 
 
-class Validator:
-    """Samples every held-out task ``n`` times, always with the same draws.
-
-    The draws depend on seed, task and sample only, so that two validations differ by the
-    policy alone.
-    """
-
-    def __init__(
-        self, tasks: Sequence[Task], groups: GroupRunner, sampling: Sampling, *, n: int = 1
-    ) -> None:
-        self.tasks = tuple(tasks)
-        self._groups = groups
-        self._sampling = replace(sampling, seed=sampling.seed + 1)
-        self._n = n
-
-    @property
-    def size(self) -> int:
-        """Trajectories of one validation."""
-        return len(self.tasks) * self._n
-
-    async def run(
-        self, on_finished: Callable[[Trajectory], None] | None = None
-    ) -> list[Trajectory]:
-        groups = [Group(task, f"val.{i}:{task.id}", self._n) for i, task in enumerate(self.tasks)]
-        return await self._groups.run(groups, self._sampling, on_finished)
+def _prepare(config: Config, stack: ExitStack) -> tuple[Validator, asyncio.Runner]:
+    grader = stack.enter_context(build.open_grader(config.reward))
+    env = stack.enter_context(build.open_environment(config.tool, config.sandbox))
+    model_config = config.actor_rollout_ref.model
+    tokenizer = load_tokenizer(model_config.path, trust_remote_code=model_config.trust_remote_code)
+    codec = Codec(tokenizer, chat_template_kwargs=model_config.chat_template_kwargs)
+    seed = config.trainer.seed if config.data.seed is None else config.data.seed
+    tasks = build.load_split(config, codec, "val", seed)
+    model = build.model_loader(config)(model_config.path)
+    check_vocabulary(model, tokenizer)
+    runner = stack.enter_context(asyncio.Runner())
+    engine = build.build_engine(config, model, tokenizer)
+    stack.callback(lambda: runner.run(engine.close()))
+    groups = GroupRunner(
+        AgentLoop(engine, codec, env, build.loop_limits(config)),
+        engine,
+        build.make_scorer(config, grader),
+        max_concurrency=config.actor_rollout_ref.rollout.max_concurrency,
+    )
+    sampling = build.train_sampling(config, env)
+    return build.build_validator(config, tasks, groups, sampling), runner
 
 
-def validation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """``val-core/<source>/<what>/mean@n`` for the reward and each of its parts.
+def _members(groups: Sequence[Group]) -> list[Group]:
+    """Every sample as a group of one, so that only what is missing need be sampled."""
+    return [
+        Group(group.task, group.group_id, n=1, first_index=index)
+        for group in groups
+        for index in range(group.n)
+    ]
 
-    Failed and unscored trajectories say nothing about the policy: they are left out, and
-    ``val-aux/failed`` tells how many they are.
-    """
-    if not trajectories:
-        return {}
-    everything, trajectories = trajectories, usable(trajectories)
-    metrics: dict[str, float] = {}
+
+def _sample(
+    validator: Validator, missing: Sequence[Group], store: _Store, runner: asyncio.Runner
+) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    stop = StopRequest(console.print)
+    columns = ("sampling", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress, stop.installed():
+        bar = progress.add_task("", total=len(missing))
+
+        def on_finished(trajectory: Trajectory) -> None:
+            store.add(trajectory)
+            progress.advance(bar)
+
+        if missing:
+            try:
+                stop.run(runner, validator.run(on_finished, groups=missing))
+            except Interrupted:
+                raise KeyboardInterrupt from None
+
+
+class _Store:
+    """The trajectories of an evaluation, on disk the moment they are there."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        text = to_yaml(config)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            settings = folder / "config.yaml"
+            if settings.exists() and settings.read_text() != text:
+                raise ConfigError(
+                    f"{folder} holds an evaluation with other settings; choose another --out"
+                )
+            settings.write_text(text)
+            self._path = folder / TRAJECTORIES_FILE
+            self._file = JsonlFile(self._path)
+        except OSError as error:
+            raise ConfigError(f"{folder} cannot be written: {error}; choose --out") from error
+        self.done = {t.id for t in load_trajectories(self._path) if not t.outcome.failed}
+
+    def add(self, trajectory: Trajectory) -> None:
+        self._file.append([encode_trajectory(trajectory, step=0, split="val")])
+
+    def trajectories(self, groups: Sequence[Group]) -> list[Trajectory]:
+        """The newest record of each sample, in the order of the groups."""
+        newest = {t.id: t for t in load_trajectories(self._path)}
+        wanted = [f"{m.group_id}/{m.first_index}" for m in _members(groups)]
+        return [newest[name] for name in wanted if name in newest]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+# --- the report --------------------------------------------------------------------------
+
+
+def report(trajectories: Iterable[Trajectory]) -> list[SourceReport]:
+    """One report per data source, in order of appearance."""
     by_source: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
         by_source[trajectory.task.data_source].append(trajectory)
-    for source, members in by_source.items():
-        n = max(t.index for t in members) + 1
-        for part, value in _part_means(members).items():
-            metrics[f"val-core/{source}/{part}/mean@{n}"] = value
-    metrics["val-aux/failed"] = 1 - len(trajectories) / len(everything)
-    if not trajectories:
-        return metrics
-    metrics["val-aux/tool_call_share"] = fmean(bool(t.tool_calls) for t in trajectories)
-    metrics["val-aux/num_turns/mean"] = fmean(len(t.turns) for t in trajectories)
-    metrics["val-aux/response_length/mean"] = fmean(t.response_length for t in trajectories)
-    return metrics
+    return [_source_report(source, members) for source, members in by_source.items()]
 
 
-def _part_means(trajectories: Sequence[Trajectory]) -> Mapping[str, float]:
-    names = {"reward"} | {name for t in trajectories if t.reward for name in t.reward.parts}
-    return {
-        name: fmean(score(trajectory, name) for trajectory in trajectories)
-        for name in sorted(names)
-    }
+def _source_report(source: str, members: Sequence[Trajectory]) -> SourceReport:
+    good = usable(members)
+    if not good:
+        errors = {t.error for t in members}
+        raise DataError(f"every trajectory of {source} failed: {sorted(map(str, errors))[:3]}")
+    by_task: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in good:
+        by_task[trajectory.group_id].append(trajectory)
+    calls = [call for t in good for call in t.tool_calls]
+    return SourceReport(
+        source=source,
+        tasks=len(by_task),
+        samples=max(len(siblings) for siblings in by_task.values()),
+        failed=len(members) - len(good),
+        estimates=_estimates(list(by_task.values())),
+        tool_call_share=sum(bool(t.tool_calls) for t in good) / len(good),
+        tool_success_share=sum(c.success for c in calls) / len(calls) if calls else None,
+        mean_turns=sum(len(t.turns) for t in good) / len(good),
+        mean_response_length=sum(t.response_length for t in good) / len(good),
+    )
 
 
-def score(trajectory: Trajectory, part: str = "reward") -> float:
-    """The reward of a scored trajectory, or one of its parts (0 where it has no such part)."""
-    assert trajectory.reward is not None
-    if part == "reward":
-        return trajectory.reward.value
-    return trajectory.reward.parts.get(part, 0.0)
+def _estimates(tasks: Sequence[Sequence[Trajectory]]) -> dict[str, Estimate]:
+    """avg@n, pass@k for the powers of two up to n, maj@n, and the mean reward."""
+    n = min(len(siblings) for siblings in tasks)
+    right = [[succeeded(t) for t in siblings] for siblings in tasks]
+    found = {f"avg@{n}": bootstrap([sum(r) / len(r) for r in right])}
+    k = 2
+    while k <= n:
+        found[f"pass@{k}"] = bootstrap([pass_at_k(len(r), sum(r), k) for r in right])
+        k *= 2
+    votes = [_majority_right(siblings) for siblings in tasks]
+    if n > 1 and any(vote is not None for vote in votes):
+        found[f"maj@{n}"] = bootstrap([float(bool(vote)) for vote in votes])
+    rewards = [[t.reward.value for t in siblings if t.reward] for siblings in tasks]
+    return found | {"reward": bootstrap([sum(r) / len(r) for r in rewards])}
+
+
+def _majority_right(siblings: Sequence[Trajectory]) -> bool | None:
+    """Whether the commonest answer is right; None where nobody gave one."""
+    answers = [final_answer(t.final_text) for t in siblings]
+    winner = majority(answers)
+    if winner is None:
+        return None
+    return any(
+        succeeded(t) for t, answer in zip(siblings, answers, strict=True) if answer == winner
+    )
+
+
+def write_reports(reports: Sequence[SourceReport], folder: Path) -> None:
+    """``results.json`` for programs and ``table.md`` for people."""
+    results = json.dumps([asdict(r) for r in reports], indent=2)
+    (folder / "results.json").write_text(results + "\n")
+    (folder / "table.md").write_text(markdown_table(reports))
+
+
+def markdown_table(reports: Sequence[SourceReport]) -> str:
+    """One row per source; every estimate with its 95 % interval."""
+    names = list(dict.fromkeys(name for r in reports for name in r.estimates))
+    head = ["source", "tasks", *names, "calls a tool", "calls that work", "turns", "tokens"]
+    rows = [head, ["---"] * len(head)]
+    for r in reports:
+        cells = [_interval(r.estimates.get(name)) for name in names]
+        works = "" if r.tool_success_share is None else f"{r.tool_success_share:.1%}"
+        tail = [f"{r.tool_call_share:.1%}", works]
+        tail += [f"{r.mean_turns:.2f}", f"{r.mean_response_length:.0f}"]
+        rows.append([r.source, str(r.tasks), *cells, *tail])
+    return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _interval(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -33,8 +33,8 @@ from agent_r1.rollout.group import Group, GroupRunner, require_usable, usable
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
-from agent_r1.trainer.evaluate import Validator, validation_metrics
 from agent_r1.trainer.interrupt import Interrupted, StopRequest
+from agent_r1.trainer.validation import Validator, validation_metrics
 from agent_r1.trainer.worker import PolicyWorker
 from agent_r1.types import Task, Trajectory
 
