@@ -31,7 +31,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sandbox_soak_programs import Program, draw
@@ -43,6 +43,7 @@ from agent_r1.sandbox.client import ClientPolicy, SandboxClient
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 PROGRAM_DEPTH = 5
 """Generations from the service to a program: supervisor, namespace, zygote, init, program."""
+RECORDED = ("tally", "kinds", "typed", "faults", "wrong", "survivors", "samples", "slowest")
 SAMPLE_SECONDS = 10.0
 GONE_SECONDS = 20.0
 SERVER = """
@@ -410,7 +411,7 @@ def main() -> int:
     problems = list(verdict(soak, facts))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     document = {
-        **{k: v for k, v in asdict(soak).items() if k not in ("random", "seen_randoms")},
+        **{name: getattr(soak, name) for name in RECORDED},
         **facts,
         "growth": growth(soak),
         "problems": problems,
