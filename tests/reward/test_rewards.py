@@ -1,9 +1,12 @@
 """The rewards that come with the project, on friendly and on hostile trajectories."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from agent_r1.data.sources import Columns, read_tasks
 from agent_r1.errors import ConfigError, RegistryError, RewardError
 from agent_r1.reward import make_reward, normalise_reward
 from agent_r1.testing import make_trajectory
@@ -219,3 +222,24 @@ def test_wrong_names_and_options_are_explained():
         make_reward("math", corect=1)
     with pytest.raises(RegistryError, match="is not a function of a trajectory"):
         make_reward("agent_r1.types:Reward")
+
+
+MATH500 = Path(__file__).parents[3] / "shared" / "data" / "math" / "math500.jsonl"
+
+
+@pytest.mark.skipif(not MATH500.is_file(), reason="no data beside this repository")
+def test_real_solutions_are_right_and_earn_nothing_elsewhere():
+    def read(answer):
+        return read_tasks(MATH500, Columns(prompt="problem", answer=answer)).strict()
+
+    solutions = [task.answer for task in read("solution")]
+    answers = [task.answer for task in read("answer")]
+    reward = make_reward("math")
+    pairs = list(zip(solutions, answers, strict=True))
+    scores = [reward(make_trajectory([text], answer=answer)).value for text, answer in pairs]
+    assert sum(scores) == len(pairs) == 500
+    text, _ = pairs[0]  # a polar coordinate, so never the answer to an integer problem
+    integers = [answer for answer in answers if answer.isdigit()]
+    assert len(integers) > 200
+    wrong = [value("exact_match", make_trajectory([text], answer=answer)) for answer in integers]
+    assert sum(wrong) == 0
