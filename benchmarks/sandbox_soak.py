@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import uvloop
 from sandbox_soak_programs import Program, draw
 
 from agent_r1.errors import SandboxError
@@ -99,7 +100,7 @@ class Service:
 
     def __init__(self, name: str, log: Path) -> None:
         self.name, self.port, self.log = name, 0, log
-        self.restarts = -1
+        self.pids: list[int] = []
         self.start()
 
     def start(self) -> None:
@@ -115,7 +116,7 @@ class Service:
         if not self.url:
             raise SystemExit(f"{self.name} did not start; see {self.log}")
         self.port = int(self.url.rsplit(":", 1)[1])
-        self.restarts += 1
+        self.pids.append(self.child.pid)
 
     def end(self, number: signal.Signals) -> list[Process]:
         """Send the signal; the members of its tree that outlive it for too long."""
@@ -170,12 +171,14 @@ def proportional(pid: int) -> float:
     return 0.0
 
 
-def host() -> dict[str, int]:
-    """What must be the same before and after."""
-    groups = [p for p in Path("/sys/fs/cgroup").glob("**/agent-r1*") if p.is_dir()]
+def host(services: list[Service]) -> dict[str, int]:
+    """What must be the same before and after, when no service runs."""
+    groups = {path for path in Path("/sys/fs/cgroup").glob("**/agent-r1-*") if path.is_dir()}
+    owners = {f"-{pid}-" for service in services for pid in service.pids}
+    ours = [path for path in groups if any(owner in path.name for owner in owners)]
     return {
         "mounts": lines("/proc/self/mountinfo"),
-        "control_groups": len(groups),
+        "control_groups": len(ours),
         "temporary_files": count("/tmp"),
         "shared_memory": count("/dev/shm"),
         "own_open_files": count("/proc/self/fd"),
@@ -296,7 +299,7 @@ async def inject(soak: Soak, services: list[Service], seconds: float) -> None:
 async def watch(soak: Soak, services: list[Service]) -> None:
     while True:
         sample: dict[str, object] = {"minute": (time.monotonic() - soak.started) / 60}
-        sample |= {f"host_{k}": v for k, v in host().items()}
+        sample |= {f"host_{k}": v for k, v in host(services).items()}
         sample |= {f"steady_{k}": v for k, v in services[0].sample().items()}
         sample["client_mb"] = resident(os.getpid())
         sample["done"] = sum(soak.kinds.values())
@@ -305,7 +308,8 @@ async def watch(soak: Soak, services: list[Service]) -> None:
 
 
 async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
-    before = host()
+    uvloop.new_event_loop().close()  # opens a pipe of the process, once and for all
+    before = host([])
     options.log.write_bytes(b"")
     services = [Service("steady", options.log), Service("victim", options.log)]
     chance = random.Random(options.seed)
@@ -324,7 +328,7 @@ async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
         for service in services:
             left = await asyncio.to_thread(service.end, signal.SIGTERM)
             soak.survivors += [f"{p.pid} after the end" for p in left]
-    return soak, {"before": before, "after": host(), "restarts": services[1].restarts}
+    return soak, {"before": before, "after": host(services), "restarts": len(services[1].pids) - 1}
 
 
 def growth(soak: Soak) -> dict[str, dict[str, float]]:

@@ -168,8 +168,8 @@ class Pool:
     ) -> Response:
         """Send and wait for the answer; :class:`TransportError` within ``seconds``.
 
-        ``fresh`` opens a new connection, for a request that must not meet a connection
-        which the server is just closing.
+        ``fresh`` opens a connection for this request alone, which must not meet one that
+        the server is just closing.
         """
         head = self.address.head("POST", path, self.token)
         return await self._send(
@@ -195,7 +195,7 @@ class Pool:
                 response = await connection.exchange(data)
         except TimeoutError as error:
             raise TransportError(f"no answer within {seconds:g} s", sent=True) from error
-        if connection.open:
+        if connection.open and not fresh:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
         else:
