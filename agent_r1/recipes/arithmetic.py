@@ -25,6 +25,7 @@ from agent_r1.types import Reward, Task, Trajectory
 HELD_OUT_SHARE = 10
 """One question in this many is held out."""
 
+ANSWER_PREFIX = "Answer: "
 SPLITS = ("train", "val", "test")
 
 
@@ -172,7 +173,7 @@ def _good(problem: Problem, rng: random.Random) -> tuple[Segment, ...]:
 
 
 def _direct_guess(problem: Problem, rng: random.Random) -> tuple[Segment, ...]:
-    return (model(f"Answer: {_guess(problem, rng)}"),)
+    return (model(f"{ANSWER_PREFIX}{_guess(problem, rng)}"),)
 
 
 def _wrong_call(problem: Problem, rng: random.Random) -> tuple[Segment, ...]:
@@ -195,7 +196,7 @@ def _called(code: str, output: str, answer: str) -> tuple[Segment, ...]:
     return (
         model(f"<code>\n{code}\n</code>"),
         tool(f"\n<interpreter>\n{output}\n</interpreter>\n"),
-        model(f"Answer: {answer}"),
+        model(f"{ANSWER_PREFIX}{answer}"),
     )
 
 
@@ -210,7 +211,7 @@ def _guess(problem: Problem, rng: random.Random) -> int:
 
 # --- the grader ------------------------------------------------------------------------
 
-_ANSWER = re.compile(r"Answer: (-?[0-9]{1,18})\s*\Z")
+_ANSWER = re.compile(ANSWER_PREFIX + r"(-?[0-9]{1,18})\s*\Z")
 
 
 @register_reward("arithmetic", inline=True)

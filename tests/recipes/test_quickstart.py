@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from agent_r1.errors import ConfigError
+from agent_r1.recipes.quickstart import quickstart
+from agent_r1.recipes.quickstart_report import _bar, _percent
+
+SMALL = (
+    "trainer.total_training_steps=1",
+    "trainer.logger=[]",
+    "data.train_batch_size=2",
+    "data.val_max_samples=6",
+    "actor_rollout_ref.rollout.n=2",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+)
+SHORT = ("trainer.total_training_steps=2", "data.val_max_samples=4")
+
+
+def run(folder, *overrides):
+    return quickstart(None, [f"trainer.default_local_dir={folder}", *SMALL, *overrides], SHORT)
+
+
+def test_every_stage_leaves_its_files_and_the_report_says_so(tmp_path, capsys):
+    report = run(tmp_path)
+    shown = capsys.readouterr().out
+    for file in (
+        "model/config.json",
+        "cold-start/policy/model.safetensors",
+        "cold-start/metrics.jsonl",
+        "rl/metrics.jsonl",
+        "rl/trajectories.jsonl",
+        "rl/curve.png",
+        "rl/run.json",
+        "rl/checkpoints/step-000001/policy/model.safetensors",
+        "report.json",
+    ):
+        assert (tmp_path / file).is_file(), file
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored["after"]["problems"] == report.before.problems == 6
+    assert set(stored["after"]["families"]) == set(report.before.families)
+    assert len(report.before.families) == 6
+    assert list(report.seconds) == ["model", "cold start", "reinforcement learning", "measuring"]
+    for text in ("1/3 Model", "held-out problems", "agent-r1 chat --run", "curve.png"):
+        assert text in shown
+    assert (report.cold_start_steps, report.rl_steps, report.trajectories) == (2, 1, 4)
+
+
+def test_the_same_call_continues_and_a_finished_run_is_reported_again(tmp_path):
+    first = run(tmp_path)
+    again = run(tmp_path)
+    assert (again.before, again.after) == (first.before, first.after)
+    assert len((tmp_path / "rl/metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reinforce_plus_plus"])
+def test_other_algorithms_need_an_override_only(tmp_path, monkeypatch, estimator):
+    monkeypatch.chdir(tmp_path)
+    report = quickstart(None, [f"algorithm.adv_estimator={estimator}", *SMALL], SHORT)
+    assert report.algorithm == estimator
+    assert (tmp_path / f"runs/quickstart/{estimator}-seed0/report.json").is_file()
+
+
+def test_another_model_is_refused_with_the_command_to_use(tmp_path):
+    with pytest.raises(ConfigError, match="agent-r1 train"):
+        run(tmp_path, "actor_rollout_ref.model.path=./mine")
+
+
+def test_a_wrong_key_is_found_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"trainer\.seed"):
+        run(tmp_path, "trainer.sed=3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_shown_without_false_zeros():
+    assert [_percent(x) for x in (0.0, 0.004, 0.5, 0.951, 1.0)] == [
+        "0%",
+        "0.4%",
+        "50%",
+        "95%",
+        "100%",
+    ]
+    assert _bar(0.25, 0.75, 8).plain == "██████░░"
+    assert _bar(0.5, 0.25, 8).plain == "██░░░░░░"
