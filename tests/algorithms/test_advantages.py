@@ -151,6 +151,12 @@ def test_a_group_of_one_has_nothing_to_compare_with(estimator, batch, same):
 
 
 @pytest.mark.parametrize("estimator", GROUP_RELATIVE)
+def test_a_group_of_which_nobody_is_counted_has_no_baseline_either(estimator, batch, same):
+    inputs = batch([".0", ".0"], [5.0, 3.0], counted=[False, False])
+    same(estimator(inputs).advantages, torch.zeros(2, 2).double())
+
+
+@pytest.mark.parametrize("estimator", GROUP_RELATIVE)
 def test_baselines_count_a_trajectory_once_however_many_segments_it_has(estimator, batch, same):
     # Trajectory 0 scored 1 and was cut into three rows; trajectory 1 scored 0.
     cut = batch(
