@@ -1,10 +1,10 @@
 """Every estimator and every loss learns a behaviour that takes two tool calls.
 
-The world: the model writes one token per turn; after CALL a tool answers at length (``SEP X SEP
-X … SEP``) and the model acts again; whatever else it writes ends the episode. Only CALL, CALL, ANSWER is
-rewarded. The policy is a table over (previous token, number of answers seen), so that it
-predicts the tool's X from the very context in which it acts itself: whoever trains on tool
-tokens teaches the model to babble like the tool, and cannot succeed.
+The world: the model writes one token per turn; after CALL a tool answers at length
+(``SEP X SEP X … SEP``) and the model acts again; whatever else it writes ends the episode.
+Only CALL, CALL, ANSWER is rewarded. The policy is a table over (previous token, number of
+answers seen), so that it predicts the tool's X from the very context in which it acts
+itself: whoever trains on tool tokens teaches the model to babble like the tool.
 """
 
 import pytest
