@@ -9,7 +9,7 @@ import pytest
 from agent_r1.errors import ConfigError, ToolError
 from agent_r1.rollout.codec import Codec
 from agent_r1.testing import byte_tokenizer, check_tool_env
-from agent_r1.tool.base import BaseTool, ToolResult
+from agent_r1.tool.base import BaseTool, CallContext, ToolResult, call_context
 from agent_r1.tool.envs.nous import NousToolEnv
 
 NUMBERS = {
@@ -117,6 +117,19 @@ def test_calls_of_one_turn_run_at_the_same_time():
 
     text = call("meet") * 3
     assert both(NousToolEnv([Meet()], 100), text)[1] == [True] * 3
+
+
+def test_every_call_knows_its_trajectory(env):
+    class Who(Say):
+        name = "who"
+
+        def execute(self, args):
+            return ToolResult(call_context.get().trajectory_id)
+
+    token = call_context.set(CallContext("g/7", 0))
+    observation, _, _ = both(NousToolEnv([Who()], 100), call("who") * 2)
+    call_context.reset(token)
+    assert answers(observation) == ["g/7", "g/7"]
 
 
 def test_a_model_gone_astray_starts_no_thousand_calls(env):
