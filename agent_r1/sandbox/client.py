@@ -149,14 +149,13 @@ class _Worker:
             target=self._loop.run_forever, name="sandbox-client", daemon=True
         )
         self._thread.start()
-        self._finalizer = weakref.finalize(self, _stop, self._loop, self._thread, courier)
+        self._finalizer = weakref.finalize(self, _stop, self.pid, self._loop, self._thread, courier)
 
     def submit(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        if self.pid == os.getpid():
-            self._finalizer()
+        self._finalizer()
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
@@ -168,7 +167,13 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread, courier: _Courier) -> None:
+def _stop(
+    pid: int, loop: asyncio.AbstractEventLoop, thread: threading.Thread, courier: _Courier
+) -> None:
+    """End the worker's thread. In a forked child there is none; nor may it wait for itself."""
+    if pid != os.getpid() or threading.current_thread() is thread:
+        return
+
     async def finish() -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from agent_r1.errors import ConfigError, SandboxUnavailable
-from agent_r1.sandbox.base import Executor
+from agent_r1.sandbox.base import Executor, RunRequest
 from agent_r1.sandbox.service import SandboxService, ServicePolicy
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than clients keep unused connections, so that it is they who close them."""
+WARM_UP = ("pass", "import numpy", "import sympy")
+"""Programs run before the first request, so that a sandbox which cannot isolate says so at
+once and nobody waits for libraries to load."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -41,6 +44,10 @@ def serve(
     accepted. After ``drain_seconds`` running programs are cut off. Beyond the loopback
     interface a token is required, unless ``allow_anonymous`` says that the network is
     trusted. ``executor`` stays the caller's to close.
+
+    Raises:
+        ConfigError: the address cannot be served, or must not be without a token.
+        SandboxError: the executor cannot run programs here; nothing was served.
     """
     policy = policy or ServicePolicy()
     if host not in LOOPBACK and policy.token is None and not allow_anonymous:
@@ -49,6 +56,8 @@ def serve(
             "set a token, or say that anonymous use is meant (allow_anonymous)"
         )
     with contextlib.closing(_listen(host, port)) as listener:
+        for code in WARM_UP:
+            executor.run(RunRequest(code=code))
         url = _url(listener)
         server = _server(SandboxService(executor, policy), drain_seconds, ready, url)
         server.run(sockets=[listener])

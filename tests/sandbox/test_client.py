@@ -139,6 +139,29 @@ def test_many_threads_and_many_loops_share_one_client():
     assert blocking == codes
 
 
+def test_a_client_survives_a_fork():
+    with serving(ScriptedExecutor()) as url, SandboxClient(url) as client:
+        assert client.run(HELLO).stdout == "hello"
+        code = FORKED.format(url=url)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
+    assert (done.stdout, done.stderr, done.returncode) == ("hello\nhello\nhello\n", "", 0)
+
+
+FORKED = """
+import os, sys
+from agent_r1.sandbox.base import RunRequest
+from agent_r1.sandbox.client import SandboxClient
+client = SandboxClient({url!r})
+print(client.run(RunRequest(code="hello")).stdout, flush=True)
+child = os.fork()
+print(client.run(RunRequest(code="hello")).stdout, flush=True)
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
 def test_the_endpoint_comes_from_the_environment(monkeypatch):
     with serving(ScriptedExecutor()) as url:
         monkeypatch.setenv("SANDBOX_FUSION_ENDPOINT", url + "/")
@@ -372,9 +395,11 @@ sys.path.insert(0, {folder!r})
 from scripted_executor import ScriptedExecutor
 from agent_r1.sandbox.serve import serve
 executor = ScriptedExecutor(slots=4)
-if {hold}:
-    executor.hold()
-serve(executor, port=0, ready=lambda url: print(url, flush=True))
+def ready(url):
+    if {hold}:
+        executor.hold()
+    print(url, flush=True)
+serve(executor, port=0, ready=ready)
 """
 
 

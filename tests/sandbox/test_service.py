@@ -349,6 +349,12 @@ def test_an_open_address_needs_a_token_or_a_word(executor):
         serve(executor, host="0.0.0.0", port=0)
 
 
+def test_a_sandbox_that_cannot_run_says_so_at_the_start():
+    executor = ScriptedExecutor(raising(SandboxUnavailable("no user namespaces")))
+    with pytest.raises(SandboxUnavailable, match="no user namespaces"):
+        serve(executor, port=0)
+
+
 def test_a_taken_port_says_so(executor):
     with serving(executor) as url, pytest.raises(ConfigError, match="choose another port"):
         serve(executor, port=int(url.rsplit(":", 1)[1]))
