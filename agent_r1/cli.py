@@ -254,7 +254,13 @@ agent-r1 data show --config run.yaml --split val -n 10
 """
 )
 @configured
-@click.option("--split", type=click.Choice(["train", "val"]), default="train", show_default=True)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val"]),
+    default="train",
+    show_default=True,
+    help="data.train_files or data.val_files.",
+)
 @click.option("--count", "-n", default=3, show_default=True, help="Tasks to show.")
 def show(file: Path | None, overrides: Sequence[str], split: str, count: int) -> None:
     """Show the tasks that a configuration reads, and the rows that are none."""
@@ -309,7 +315,7 @@ agent-r1 sandbox serve --port 9000 sandbox.workers=16
 """
 )
 @configured
-@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8080, show_default=True, help="0 takes a free one.")
 @click.option("--allow-anonymous", is_flag=True, help="Serve other machines without a token.")
 def serve(

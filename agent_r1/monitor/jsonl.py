@@ -121,14 +121,21 @@ def _end_of_step(path: Path, step: int) -> int:
     end = 0
     with path.open("rb") as file:
         for line in file:
-            try:
-                later = _STAMP.decode(line).step > step
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                later = True
-            if later or not line.endswith(b"\n"):
+            found = _step_of(line)
+            if found is None or found > step or not line.endswith(b"\n"):
                 break
             end += len(line)
     return end
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line; ``None`` if it is damaged."""
+    try:
+        return _STAMP.decode(line).step
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            return int(json.loads(line)["step"])  # knows halves of surrogate pairs
+        return None
 
 
 def _plain(value: Any) -> Any:

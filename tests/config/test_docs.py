@@ -25,14 +25,14 @@ def test_the_yaml_file_states_the_defaults():
     assert load_config(YAML_PATH, environ={}) == Config()
 
 
-@pytest.mark.parametrize("leaf", leaves().values(), ids=lambda leaf: leaf.key)
+@pytest.mark.parametrize("leaf", list(leaves().values()), ids=lambda leaf: leaf.key)
 def test_every_setting_is_documented(leaf):
     assert leaf.description.endswith("."), f"{leaf.key}: {leaf.description!r}"
     if leaf.key.endswith("_s") or leaf.key.endswith("_seconds"):
         assert "econds" in leaf.description
 
 
-@pytest.mark.parametrize(("name", "doc"), sections().items())
+@pytest.mark.parametrize(("name", "doc"), list(sections().items()))
 def test_every_section_is_documented(name, doc):
     assert doc and "BaseModel" not in doc
 

@@ -92,7 +92,7 @@ def test_a_published_grpo_scripts_own_names_are_understood():
     assert config.trainer.log_val_generations == 4
 
 
-@pytest.mark.parametrize(("name", "ours"), RENAMED.items())
+@pytest.mark.parametrize(("name", "ours"), list(RENAMED.items()))
 def test_a_renamed_setting_leads_to_a_setting_that_exists(name, ours):
     assert ours in leaves()
     assert leaf_above(name) is None, "the old name is itself a setting"

@@ -133,7 +133,6 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path):
         ("actor_rollout_ref.actor.loss_agg_mode=mean", "one of token-mean, seq-mean"),
         ("tool.env_kwargs=3", "a mapping"),
         ("data.shuffle=perhaps", "true or false"),
-        ("data.train_files={a: 1}", "a list of strings"),
         ("sandbox.limits.memory_bytes=much", "a number of bytes, such as 512MiB"),
         ("data.seed=x", "a whole number, or null"),
     ],

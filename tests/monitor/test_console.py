@@ -1,0 +1,135 @@
+"""What a person sees, on a terminal and elsewhere."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from agent_r1.monitor.console import (
+    LiveDisplay,
+    PlainDisplay,
+    QuietDisplay,
+    make_display,
+    sparkline,
+)
+
+METRICS = {
+    "rollout/success": 0.5,
+    "critic/rewards/mean": -0.25,
+    "rollout/tool_call_share": 1.0,
+    "response_length/mean": 41.6,
+    "val-core/gsm8k/accuracy/mean@1": 0.75,
+    "val-core/gsm8k/reward/mean@4": 0.5,
+    "timing_s/step": 2.0,
+    "unknown/metric": 3.0,
+}
+
+
+def shown(display):
+    console = Console(file=io.StringIO(), width=110, force_terminal=False)
+    console.print(display.render())
+    return console.file.getvalue()
+
+
+def test_the_panel_shows_progress_metrics_and_messages():
+    display = LiveDisplay(Console(file=io.StringIO()), title="retool · first", where="runs/x")
+    display.expect(60)
+    display.log(METRICS, 30)
+    display.announce("logger wandb failed")
+    display.progress("rollout", 64)(41)
+    text = shown(display)
+    for words in (
+        "retool · first",
+        "step 30/60",
+        "41/64",
+        "left",
+        "50.0%",
+        "-0.250",
+        "val gsm8k accuracy",
+        "val gsm8k reward mean@4",
+        "0.750",
+        "! logger wandb failed",
+        "runs/x",
+    ):
+        assert words in text
+    assert "unknown/metric" not in text
+
+
+def test_a_phase_disappears_when_it_is_done():
+    display = LiveDisplay(Console(file=io.StringIO()))
+    report = display.progress("validation", 2)
+    assert "validation" in shown(display)
+    report(2)
+    assert "validation" not in shown(display)
+
+
+def test_an_empty_panel_can_be_drawn():
+    assert "step 0" in shown(LiveDisplay(Console(file=io.StringIO())))
+
+
+def test_the_live_panel_begins_and_ends():
+    file = io.StringIO()
+    display = LiveDisplay(Console(file=file, force_terminal=True, width=100))
+    display.begin("p · e", "runs/x")
+    display.expect(2)
+    display.log(METRICS, 2)
+    for i in range(5):
+        display.announce(f"message {i}")
+    display.end()
+    display.end()
+    text = file.getvalue()
+    assert "step 2/2" in text
+    assert all(f"message {i}" in text for i in range(5))
+
+
+def test_without_a_terminal_there_is_one_plain_line_per_step():
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    display.begin("p · e", "runs/x")
+    display.expect(60)
+    display.log(METRICS, 1)
+    display.log({"train/loss": 0.5, "odd": 1.0}, 2)
+    display.end()
+    assert file.getvalue().splitlines() == [
+        "p · e → runs/x",
+        "step 1/60  success 50.0%  reward -0.250  calls a tool 100.0%  response tokens 42  "
+        "seconds per step 2.0  val gsm8k accuracy 0.750  val gsm8k reward mean@4 0.500",
+        "step 2/60  train loss 0.5000",
+    ]
+
+
+def test_messages_go_to_standard_error(capfd):
+    for display in (PlainDisplay(Console(file=io.StringIO())), QuietDisplay()):
+        display.announce("stopping")
+    assert capfd.readouterr().err == "stopping\nstopping\n"
+
+
+def test_the_quiet_display_says_nothing_else(capfd):
+    display = make_display([])
+    display.begin("a", "b")
+    display.expect(1)
+    display.progress("x", 1)(1)
+    display.log(METRICS, 1)
+    display.end()
+    assert isinstance(display, QuietDisplay)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_console_is_plain_where_there_is_no_terminal():
+    assert isinstance(make_display(["console"]), PlainDisplay)
+
+
+@pytest.mark.parametrize(
+    ("values", "blocks"),
+    [
+        ([0, 7], "▁█"),
+        ([3, 3, 3], "▄▄▄"),
+        ([0, math.nan, 1, math.inf], "▁█"),
+        ([], ""),
+        ([math.nan], ""),
+        ([0, 1, 2, 3, 4, 5, 6, 7], "▁▂▃▄▅▆▇█"),
+    ],
+)
+def test_a_course_in_blocks(values, blocks):
+    assert sparkline(values) == blocks
