@@ -79,6 +79,8 @@ class Report:
     after: Policy
     parameters: int
     cold_start_steps: int
+    traces: int
+    """Shown in the cold start."""
     rl_steps: int
     trajectories: int
     seconds: dict[str, float] = field(default_factory=dict)
@@ -204,13 +206,15 @@ def _measure(
     last, before, after = _validations(folders.rl)
     tasks = [trajectory.task for trajectory in before]
     cold_policy = folders.cold_start / "policy"
+    steps = cold.trainer.total_training_steps or 0
     report = Report(
         algorithm=config.algorithm.adv_estimator,
         seed=config.trainer.seed,
         before=_policy(before, direct_success(config, cold_policy, tasks)),
         after=_policy(after, direct_success(config, final_policy(folders.rl, last), tasks)),
         parameters=sum(p.numel() for p in load_model(cold_policy).parameters()),
-        cold_start_steps=cold.trainer.total_training_steps or 0,
+        cold_start_steps=steps,
+        traces=steps * cold.data.train_batch_size,
         rl_steps=last,
         trajectories=last * config.data.train_batch_size * config.actor_rollout_ref.rollout.n,
         seconds=clock,

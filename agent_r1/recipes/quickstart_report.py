@@ -136,7 +136,7 @@ def _seconds(report: Report) -> RenderableType:
     parts = " · ".join(f"{stage} {seconds:.0f} s" for stage, seconds in report.seconds.items())
     return Text(
         f"\n{total:.0f} s in all: {parts}\n{report.parameters / 1e6:.2f} million parameters · "
-        f"{report.cold_start_steps} cold-start steps · {report.rl_steps} steps of "
+        f"{report.traces:,} traces in the cold start · {report.rl_steps} steps of "
         f"{report.trajectories // max(report.rl_steps, 1)} trajectories",
         "dim",
     )
