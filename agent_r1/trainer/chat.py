@@ -33,7 +33,7 @@ def chat(
     """
     console = console or Console()
     read = read or (lambda: console.input("[bold]you[/bold]  "))
-    with ExitStack() as stack, asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, ExitStack() as stack:
         session = _prepare(config, stack, runner, console)
         if message is not None:
             runner.run(session.ask(message))

@@ -50,14 +50,15 @@ class CheckpointStore:
             export(draft / POLICY_FOLDER)
             _sync_tree(draft)
             _replace_folder(draft, final)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            shutil.rmtree(draft, ignore_errors=True)
+        except (OSError, RuntimeError, CheckpointError) as error:  # torch raises RuntimeError
             previous = self.latest()
-            kept = f"{previous.name} is untouched" if previous else "there is no earlier one"
+            kept = f"Checkpoint {previous.name} is untouched" if previous else "There is none yet"
             raise CheckpointError(
-                f"could not write checkpoint {final}: {error}. {kept[0].upper()}{kept[1:]}. "
+                f"could not write checkpoint {final}: {error}. {kept}. "
                 "Free some disk space and run the same command again to continue from there."
             ) from error
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
         self._prune()
         return final
 
@@ -90,7 +91,7 @@ def load_state(path: Path) -> dict[str, Any]:
     """The state written by :meth:`CheckpointStore.save`; executes nothing from the file."""
     try:
         state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a damaged file makes the unpickler stumble anywhere
         raise CheckpointError(
             f"cannot read {path / STATE_FILE}: {error}. Choose another checkpoint with "
             "trainer.resume_mode=PATH, or start anew with trainer.resume_mode=disable."

@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 from agent_r1.algorithms.advantages import grpo
 from agent_r1.tool.base import BaseToolEnv, call_context
@@ -53,20 +54,26 @@ def sometimes_raises(trajectory):
 class InterruptingEnv(ToyEnv):
     """Presses Ctrl-C once, in a step's rollouts (``at="3."``) or in a validation (``"val"``).
 
-    ``"val@2"`` is the validation that follows the rollouts of step 2.
+    ``"val@2"`` is the validation that follows the rollouts of step 2. A ``marker`` file makes
+    the once hold for every environment that is told of it.
     """
 
-    def __init__(self, at, delay=0.01):
+    def __init__(self, at, marker=None, delay=0.01):
         super().__init__(delay=delay)
         self.at, _, after = at.partition("@")
         self.after = f"{after}."
         self.seen = not after
+        self.marker = Path(marker) if marker else None
+        if self.marker and self.marker.exists():
+            self.at = ""
 
     def step(self, raw_response):
         where = call_context.get().trajectory_id
         self.seen = self.seen or where.startswith(self.after)
         if self.at and self.seen and where.startswith(self.at):
             self.at = ""
+            if self.marker:
+                self.marker.touch()
             os.kill(os.getpid(), signal.SIGINT)
         return super().step(raw_response)
 

@@ -1,0 +1,130 @@
+"""A checkpoint is whole or not there."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from agent_r1.errors import CheckpointError
+from agent_r1.models.load import save_model
+from agent_r1.testing import tiny_model
+from agent_r1.trainer.checkpoint import CheckpointStore, load_state, step_of
+
+
+def export_nothing(path):
+    path.mkdir()
+
+
+@contextmanager
+def a_disk_that_is_full_after(size):
+    """Writing beyond ``size`` bytes of a file fails, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, previous)
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+    store = CheckpointStore(tmp_path)
+    state = {"step": 3, "weights": torch.arange(4.0), "nested": {"list": [1, 2.5, "x", None]}}
+    path = store.save(3, state, export_nothing)
+    assert store.latest() == path
+    assert step_of(path) == 3
+    loaded = load_state(path)
+    assert torch.equal(loaded.pop("weights"), state.pop("weights"))
+    assert loaded == state
+
+
+def test_old_checkpoints_go_when_a_newer_one_is_whole(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2, 10, 9):
+        store.save(step, {"step": step}, export_nothing)
+    assert [step_of(path) for path in store.list()] == [9, 10]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"n": 1}, export_nothing)
+    store.save(1, {"n": 2}, export_nothing)
+    assert load_state(store.latest()) == {"n": 2}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("part", ["state", "policy"])
+def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_else(tmp_path, part):
+    store = CheckpointStore(tmp_path)
+    model = tiny_model()
+    store.save(1, {"n": 1}, export_nothing)
+    state = {"n": 2, "big": torch.zeros(100_000 if part == "state" else 1)}
+    with (
+        a_disk_that_is_full_after(40_000),
+        pytest.raises(CheckpointError, match=r"step-000001 is untouched.*Free some disk space"),
+    ):
+        store.save(2, state, lambda path: save_model(model, None, path))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert load_state(store.latest()) == {"n": 1}
+    store.save(2, state, lambda path: save_model(model, None, path))
+    assert step_of(store.latest()) == 2
+
+
+def test_a_bug_in_the_export_is_no_disk_error_and_leaves_no_torn_checkpoint(tmp_path):
+    def buggy(path):
+        raise KeyError("bug")
+
+    store = CheckpointStore(tmp_path)
+    with pytest.raises(KeyError):
+        store.save(1, {}, buggy)
+    assert store.latest() is None
+
+
+def test_a_damaged_state_says_what_to_do(tmp_path):
+    store = CheckpointStore(tmp_path)
+    path = store.save(1, {"n": 1}, export_nothing)
+    (path / "state.pt").write_bytes(b"torn")
+    with pytest.raises(CheckpointError, match="resume_mode"):
+        load_state(path)
+
+
+def test_a_folder_of_another_name_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="step-000020"):
+        step_of(tmp_path)
+
+
+SAVE_FOR_EVER = """
+import sys, torch
+from pathlib import Path
+from agent_r1.trainer.checkpoint import CheckpointStore
+store = CheckpointStore(Path(sys.argv[1]), keep=3)
+step = 0
+while True:
+    step += 1
+    store.save(step, {"step": step, "data": torch.full((50_000,), step)}, Path.mkdir)
+    print(step, flush=True)
+"""
+
+
+def test_killing_the_writer_at_any_moment_leaves_whole_checkpoints_only(tmp_path):
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        with subprocess.Popen(
+            [sys.executable, "-c", SAVE_FOR_EVER, str(folder)], stdout=subprocess.PIPE
+        ) as writer:
+            announced = int(writer.stdout.readline())
+            time.sleep(0.01 + 0.013 * attempt)
+            os.kill(writer.pid, signal.SIGKILL)
+        store = CheckpointStore(folder)
+        assert step_of(store.latest()) >= announced
+        for path in store.list():
+            state = load_state(path)
+            assert state["step"] == step_of(path)
+            assert bool((state["data"] == state["step"]).all())
