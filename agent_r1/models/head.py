@@ -18,8 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 96 << 20, "cuda": 512 << 20}
 """Size of the one buffer of logits, by device type."""
+
+BLOCK_BYTES = 1 << 20
+"""On a CPU, everything but the matrix products walks through the buffer in blocks that
+stay in the cache of a core from the first operation on them to the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,12 @@ def linear_logprobs(
     if chunk_rows is None:
         row_bytes = head.weight.shape[0] * exact.itemsize
         chunk_rows = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // row_bytes)
-    settings = _Settings(temperature, head.scale, head.softcap, chunk_rows, dtype, exact)
+    block_rows = chunk_rows
+    if device == "cpu":
+        block_rows = max(1, BLOCK_BYTES // (head.weight.shape[0] * exact.itemsize))
+    settings = _Settings(
+        temperature, head.scale, head.softcap, chunk_rows, block_rows, dtype, exact
+    )
     with torch.autocast(device, enabled=False):
         function: Any = _LinearLogprobs.apply  # torch leaves ``apply`` untyped
         logprobs, entropy = function(
@@ -72,46 +81,60 @@ class _Settings:
     scale: float
     softcap: float | None
     chunk_rows: int
+    block_rows: int
     compute: torch.dtype
     exact: torch.dtype
 
-    def chunks(self, rows: int) -> Iterator[slice]:
-        return (slice(i, min(i + self.chunk_rows, rows)) for i in range(0, rows, self.chunk_rows))
+    def chunks(self, rows: int) -> list[slice]:
+        """Rows whose logits exist at the same time."""
+        return [slice(i, min(i + self.chunk_rows, rows)) for i in range(0, rows, self.chunk_rows)]
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Tempered logits ``[C, V]`` of one chunk, in a fresh buffer of the exact dtype.
+    def blocks(self, logits: Tensor, rows: slice) -> Iterator[tuple[Tensor, slice]]:
+        """Pieces of a chunk's raw logits, with the rows they are of."""
+        for start in range(rows.start, rows.stop, self.block_rows):
+            block = slice(start, min(start + self.block_rows, rows.stop))
+            yield logits[block.start - rows.start : block.stop - rows.start], block
 
-        Without bias and soft-capping both factors go into the few hidden numbers, so
-        that the many logits are touched once.
-        """
-        plain = bias is None and self.softcap is None
-        factor = self.scale / (self.temperature if plain else 1.0)
-        logits = _matmul(hidden if factor == 1.0 else hidden * factor, weight, self.exact)
+    @property
+    def folded(self) -> bool:
+        """Scale and temperature are applied to the few hidden numbers, not the many logits."""
+        return self.softcap is None
+
+    def prepare(self, hidden: Tensor) -> Tensor:
+        """Hidden states as they enter the matrix product."""
+        factor = self.scale / self.temperature if self.folded else self.scale
+        return (hidden if factor == 1.0 else hidden * factor).to(self.compute)
+
+    def raw(self, prepared: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor) -> Tensor:
+        """Logits ``[C, V]`` of a chunk, in the buffer, before soft-capping."""
+        logits = buffer[: len(prepared)]
+        if logits.dtype == prepared.dtype:
+            torch.mm(prepared, weight.t(), out=logits)
+        else:  # on a GPU products of 16-bit numbers are kept as they accumulate, in float32
+            torch.mm(prepared, weight.t(), out_dtype=logits.dtype, out=logits)
         if bias is not None:
-            logits += bias
+            logits += bias / self.temperature if self.folded else bias
+        return logits
+
+    def tempered(self, raw: Tensor) -> Tensor:
+        """Final logits of a block in the exact dtype, in place where that is its dtype."""
+        logits = raw.to(self.exact)
         if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits if plain or self.temperature == 1.0 else logits.div_(self.temperature)
+            logits.div_(self.softcap).tanh_().mul_(self.softcap / self.temperature)
+        return logits
 
-    def to_raw(self, grad: Tensor, logits: Tensor | None) -> Tensor:
-        """Gradient wrt tempered logits to gradient wrt ``scale * hidden @ weight.T + bias``."""
-        if self.temperature != 1.0:
-            grad.div_(self.temperature)
-        if self.softcap is not None:
-            assert logits is not None
-            capped = logits.mul_(self.temperature / self.softcap)
-            grad.mul_(capped.square_().neg_().add_(1.0))
-        return grad
+    def gradient_of_raw(self, grad: Tensor, capped: Tensor | None) -> Tensor:
+        """Gradient wrt final logits to gradient wrt raw ones; ``capped`` are final logits."""
+        if self.softcap is None:
+            return grad
+        assert capped is not None
+        slope = capped.mul_(self.temperature / self.softcap).square_().neg_().add_(1.0)
+        return grad.mul_(slope.div_(self.temperature))
 
-
-def _matmul(hidden: Tensor, weight: Tensor, exact: torch.dtype) -> Tensor:
-    """``hidden @ weight.T`` in the exact dtype; products accumulate in it where the device can."""
-    if hidden.dtype == exact:
-        return hidden @ weight.t()
-    if hidden.is_cuda:
-        result: Tensor = torch.mm(hidden, weight.t(), out_dtype=exact)
-        return result
-    return (hidden @ weight.t()).to(exact)
+    def buffer(self, rows: int, weight: Tensor) -> Tensor:
+        """Room for the logits of one chunk."""
+        dtype = self.exact if weight.is_cuda else self.compute
+        return weight.new_empty((min(rows, self.chunk_rows), weight.shape[0]), dtype=dtype)
 
 
 class _LinearLogprobs(torch.autograd.Function):
@@ -125,18 +148,24 @@ class _LinearLogprobs(torch.autograd.Function):
         settings: _Settings,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        hidden_c, weight_c = hidden.to(settings.compute), weight.to(settings.compute)
+        prepared, weight_c = settings.prepare(hidden), weight.to(settings.compute)
         logprobs = hidden.new_empty(len(targets), dtype=settings.exact)
         entropy = torch.empty_like(logprobs) if with_entropy else logprobs.new_empty(0)
         normaliser = torch.empty_like(logprobs)
-        for rows in settings.chunks(len(targets)):
-            logits = settings.logits(hidden_c[rows], weight_c, bias)
-            chosen = logits.gather(1, targets[rows, None]).squeeze(1)
-            normaliser[rows] = logits.logsumexp(1)
-            logprobs[rows] = chosen - normaliser[rows]
-            if with_entropy:
-                logits -= normaliser[rows, None]
-                entropy[rows] = -(logits.exp() * logits).sum(1)
+        buffer = settings.buffer(len(targets), weight_c)
+        for chunk in settings.chunks(len(targets)):
+            raw = settings.raw(prepared[chunk], weight_c, bias, buffer)
+            for piece, rows in settings.blocks(raw, chunk):
+                logits = settings.tempered(piece)
+                chosen = logits.gather(1, targets[rows, None]).squeeze(1)
+                top = logits.amax(1)
+                logits -= top[:, None]
+                powers = logits.exp()
+                total = powers.sum(1)
+                normaliser[rows] = top + total.log()
+                logprobs[rows] = chosen - normaliser[rows]
+                if with_entropy:
+                    entropy[rows] = total.log() - powers.mul_(logits).sum(1) / total
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
         ctx.settings = settings
         ctx.set_materialize_grads(False)
@@ -148,39 +177,66 @@ class _LinearLogprobs(torch.autograd.Function):
         ctx: Any, grad_logprobs: Tensor | None, grad_entropy: Tensor | None
     ) -> tuple[Any, ...]:
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
+        settings: _Settings = ctx.settings
         if grad_logprobs is None:
             grad_logprobs = torch.zeros_like(normaliser)
-        settings: _Settings = ctx.settings
-        hidden_c, weight_c = hidden.to(settings.compute), weight.to(settings.compute)
+        prepared, weight_c = settings.prepare(hidden), weight.to(settings.compute)
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden_c) if need_hidden else None
-        grad_weight = weight.new_zeros(weight.shape, dtype=settings.exact) if need_weight else None
-        grad_bias = bias.new_zeros(bias.shape, dtype=settings.exact) if need_bias else None
-        for rows in settings.chunks(len(targets)):
-            logits = settings.logits(hidden_c[rows], weight_c, bias)
-            capped = logits.clone() if settings.softcap is not None else None
-            g_entropy = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
-            grad = _logit_gradient(
-                logits, normaliser[rows], targets[rows], grad_logprobs[rows], g_entropy
-            )
-            grad = settings.to_raw(grad, capped)
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            if settings.scale != 1.0:
-                grad *= settings.scale
-            grad = grad.to(settings.compute)
-            if grad_hidden is not None:
-                torch.mm(grad, weight_c, out=grad_hidden[rows])
-            if grad_weight is not None:
-                _accumulate(grad_weight, grad, hidden_c[rows])
-        return (
-            None if grad_hidden is None else grad_hidden.to(hidden.dtype),
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
+        grads = _Gradients(
+            torch.empty_like(prepared) if need_hidden else None,
+            torch.zeros_like(weight, dtype=settings.exact) if need_weight else None,
+            torch.zeros_like(bias, dtype=settings.exact) if need_bias else None,
         )
+        buffer = settings.buffer(len(targets), weight_c)
+        for chunk in settings.chunks(len(targets)):
+            raw = settings.raw(prepared[chunk], weight_c, bias, buffer)
+            for piece, rows in settings.blocks(raw, chunk):
+                logits = settings.tempered(piece)
+                capped = None if settings.softcap is None else logits.clone()
+                of_entropy = None if grad_entropy is None else (grad_entropy[rows], entropy[rows])
+                grad = _logit_gradient(
+                    logits, normaliser[rows], targets[rows], grad_logprobs[rows], of_entropy
+                )
+                grad = settings.gradient_of_raw(grad, capped)
+                if grad.data_ptr() != piece.data_ptr():
+                    piece.copy_(grad)
+            grads.add(chunk, raw, weight_c, prepared[chunk])
+        return (*grads.scaled(settings, (hidden, weight, bias)), None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    """Gradients of prepared hidden states, weight and bias, summed over chunks."""
+
+    prepared: Tensor | None  # [M, D]
+    weight: Tensor | None  # [V, D]
+    bias: Tensor | None  # [V]
+
+    def add(self, rows: slice, raw: Tensor, weight: Tensor, prepared: Tensor) -> None:
+        """Use up a chunk's gradient ``raw[C, V]`` wrt its raw logits."""
+        if self.bias is not None:
+            self.bias.add_(raw.sum(0))
+        raw = raw.to(prepared.dtype)
+        if self.prepared is not None:
+            torch.mm(raw, weight, out=self.prepared[rows])
+        if self.weight is not None:
+            _accumulate(self.weight, raw, prepared)
+
+    def scaled(
+        self, settings: _Settings, inputs: tuple[Tensor, Tensor, Tensor | None]
+    ) -> list[Tensor | None]:
+        """Gradients of the function's own inputs, in their dtypes."""
+        hidden, weight, bias = inputs
+        factor = settings.scale / settings.temperature if settings.folded else settings.scale
+        if self.prepared is not None and factor != 1.0:
+            self.prepared.mul_(factor)
+        if self.bias is not None and settings.folded:
+            self.bias.div_(settings.temperature)
+        return [
+            None if self.prepared is None else self.prepared.to(hidden.dtype),
+            None if self.weight is None else self.weight.to(weight.dtype),
+            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
+        ]
 
 
 def _logit_gradient(
