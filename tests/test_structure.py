@@ -14,7 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up; a room imports only from rows above its own (earlier in this list).
 ROWS = [
-    ("types", "errors", "registry", "__init__"),
+    ("errors", "__init__"),
+    ("types", "registry"),
     ("algorithms",),
     ("config",),
     ("sandbox",),
@@ -27,7 +28,8 @@ ROWS = [
     ("trainer",),
     ("distributed",),
     ("recipes",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 ]
 ROW_OF = {room: number for number, row in enumerate(ROWS) for room in row}
 HEAVY = {"torch", "transformers", "wandb", "matplotlib", "pandas", "ray", "vllm", "math_verify"}
