@@ -18,11 +18,11 @@ from torch import Tensor
 from agent_r1.algorithms.episodes import AdvantageInputs
 from agent_r1.algorithms.kl import kl_reward, make_kl_controller
 from agent_r1.algorithms.masked import masked_mean
-from agent_r1.algorithms.off_policy import importance_weights, proximal_logprobs
+from agent_r1.algorithms.off_policy import importance_weights
 from agent_r1.algorithms.outcomes import OutcomePolicy
 from agent_r1.algorithms.registry import bind, resolve_advantage
 from agent_r1.algorithms.shaping import has_signal
-from agent_r1.algorithms.stats import explained_variance, mismatch_stats
+from agent_r1.algorithms.stats import explained_variance
 from agent_r1.config.schema import AlgorithmConfig
 from agent_r1.data.batch import Batch
 from agent_r1.models.value import Values
@@ -38,7 +38,7 @@ class Credit:
 
     batch: Batch
     """With penalties in ``reward`` and masked outcomes taken out of ``loss_mask``."""
-    old_logprobs: Tensor  # [B, T]
+    old_logprobs: Tensor | None  # [B, T]; None: those of the policy as it is
     advantages: Tensor  # [B, T]
     returns: Tensor | None  # [B, T], what a critic learns
     weights: Tensor | None  # [B, T], off-policy correction
@@ -73,9 +73,11 @@ class CreditAssigner:
         return self._config.use_kl_in_reward
 
     @property
-    def recomputes(self) -> bool:
-        """Whether the old log-probabilities are the trainer's own."""
-        return not self._config.rollout_correction.bypass_mode
+    def needs_logprobs(self) -> bool:
+        """Whether credit depends on the trainer's own log-probabilities before the update."""
+        correction = self._config.rollout_correction
+        corrected = correction.rollout_is != "none" and not correction.bypass_mode
+        return corrected or self._config.use_kl_in_reward
 
     @property
     def max_sampling_rounds(self) -> int:
@@ -109,18 +111,18 @@ class CreditAssigner:
     ) -> Credit:
         """Advantages of a batch that was laid out from ``trajectories``.
 
-        ``recomputed`` and ``ref_logprobs`` are ``[B, T]`` of the policy before the update
-        and of the reference; ``greedy_rewards`` maps group ids (ReMax).
+        ``recomputed`` (see :attr:`needs_logprobs`) and ``ref_logprobs`` are ``[B, T]`` of the
+        policy before the update and of the reference; ``greedy_rewards`` maps group ids
+        (ReMax).
         """
         owners = [t for t in trajectories for _ in t.samples()]
         rows = self._outcomes.apply([t.outcome for t in owners], batch.reward, batch.loss_mask)
         trained = dataclasses.replace(batch, reward=rows.reward, loss_mask=rows.loss_mask)
-        source = "recompute" if self.recomputes else "rollout"
-        old = proximal_logprobs(batch.behavior_logprobs, recomputed, source)
+        old = batch.behavior_logprobs if self._config.rollout_correction.bypass_mode else recomputed
         metrics: dict[str, float] = {}
         token_reward = None
-        if ref_logprobs is not None and self._config.use_kl_in_reward:
-            token_reward = self._kl_in_reward(trained, old, ref_logprobs, metrics)
+        if ref_logprobs is not None and recomputed is not None and self._config.use_kl_in_reward:
+            token_reward = self._kl_in_reward(trained, recomputed, ref_logprobs, metrics)
         inputs = AdvantageInputs(
             loss_mask=rows.loss_mask,
             reward=rows.reward,
@@ -140,10 +142,7 @@ class CreditAssigner:
         )
         result = bind(self._estimator, shared=self._options())(inputs)
         metrics |= _summary(trained, result.advantages, result.returns, values)
-        if recomputed is not None:
-            diff = mismatch_stats(recomputed, batch.behavior_logprobs, batch.loss_mask)
-            metrics |= {f"training/{name}": value for name, value in diff.summary().items()}
-        weights = self._weights(trained, old, recomputed, metrics)
+        weights = self._weights(trained, recomputed, metrics)
         return Credit(trained, old, result.advantages, result.returns, weights, metrics)
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,13 +165,14 @@ class CreditAssigner:
         return kl.token_reward
 
     def _weights(
-        self, batch: Batch, old: Tensor, recomputed: Tensor | None, metrics: dict[str, float]
+        self, batch: Batch, recomputed: Tensor | None, metrics: dict[str, float]
     ) -> Tensor | None:
+        """Bypassing folds the engine's error into the PPO ratio: no weights then."""
         correction = self._config.rollout_correction
-        if correction.rollout_is == "none" or recomputed is None:
+        if correction.rollout_is == "none" or correction.bypass_mode or recomputed is None:
             return None
         weights = importance_weights(
-            old,
+            recomputed,
             batch.behavior_logprobs,
             batch.loss_mask,
             level=correction.rollout_is,

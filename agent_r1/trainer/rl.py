@@ -213,7 +213,7 @@ class RLTrainer:
         worker, credit = self._parts.worker, self._parts.credit
         batch = Batch.from_trajectories(sample.chosen, self._parts.pad_id)
         recomputed = ref = values = None
-        if credit.recomputes:
+        if credit.needs_logprobs:
             with clock("old_log_prob"):
                 recomputed = worker.logprobs(batch)
         if credit.needs_ref or self._config.actor_rollout_ref.actor.use_kl_loss:

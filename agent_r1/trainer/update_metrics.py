@@ -9,7 +9,13 @@ from torch import Tensor
 
 from agent_r1.algorithms.losses import PolicyLossInputs, PolicyLossTerms
 from agent_r1.algorithms.masked import masked_sum
-from agent_r1.algorithms.stats import PolicyStats, ValueStats, policy_stats
+from agent_r1.algorithms.stats import (
+    MismatchStats,
+    PolicyStats,
+    ValueStats,
+    mismatch_stats,
+    policy_stats,
+)
 from agent_r1.trainer.trainable import StepResult
 
 
@@ -46,6 +52,7 @@ class PolicyTotals(_Steps):
     def __init__(self) -> None:
         super().__init__()
         self._stats = PolicyStats()
+        self._mismatch = MismatchStats()
         self._pg_loss = self._kl_loss = self._entropy = 0.0
 
     def observe(
@@ -66,8 +73,17 @@ class PolicyTotals(_Steps):
         if kl is not None:
             self._kl_loss += float(masked_sum(kl.detach() * per_row, mask))
 
+    def compare(self, logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor) -> None:
+        """Trainer against engine on one micro-batch, while both still have the same weights."""
+        if self.count == 0:
+            self._mismatch += mismatch_stats(logprobs, behavior_logprobs, mask)
+
     def metrics(self, kl_coef: float | None) -> dict[str, float]:
-        """Named ``actor/…``; ``kl_coef`` None: no KL term in the loss."""
+        """Named ``actor/…``, and ``training/…`` for the engine's difference to the trainer.
+
+        The difference is that of the first mini-batch: later ones are sampled by weights
+        that the update has left behind. ``kl_coef`` None: no KL term in the loss.
+        """
         tokens = max(self._stats.tokens, 1.0)
         metrics = self._stats.summary() | self.summary()
         metrics["pg_loss"] = self._pg_loss / max(self.count, 1)
@@ -75,7 +91,7 @@ class PolicyTotals(_Steps):
         if kl_coef is not None:
             metrics["kl_loss"] = self._kl_loss / max(self.count, 1)
             metrics["kl_coef"] = kl_coef
-        return _named("actor", metrics)
+        return _named("actor", metrics) | _named("training", self._mismatch.summary())
 
 
 class CriticTotals(_Steps):

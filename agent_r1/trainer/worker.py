@@ -270,6 +270,7 @@ class LocalWorker:
             entropy_coeff=config.entropy_coeff,
         )
         loss = aggregate(per_token, mask, part.loss_weights)
+        totals.compare(result.logprobs, part.batch.behavior_logprobs, mask)
         totals.observe(inputs, terms, part.loss_weights, result.entropy, kl)
         return loss
 
