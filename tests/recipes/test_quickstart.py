@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +86,27 @@ def test_numbers_are_shown_without_false_zeros():
     ]
     assert _bar(0.25, 0.75, 8).plain == "██████░░"
     assert _bar(0.5, 0.25, 8).plain == "██░░░░░░"
+
+
+@pytest.mark.slow
+def test_the_stages_are_ordinary_commands(tmp_path):
+    """The example script does by hand what the quick start does."""
+    root = Path(__file__).parents[2]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "RUN": str(tmp_path / "run"),
+        "AGENT_R1_OVERRIDES": "trainer.total_training_steps=1 data.val_max_samples=4",
+    }
+    script = str(root / "examples/quickstart_by_hand.sh")
+    for _ in range(2):  # the second time there is nothing left to do
+        done = subprocess.run(
+            [script, "algorithm.adv_estimator=rloo"],
+            env=environment,
+            cwd=root,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    assert "agent_r1 chat --run" in done.stdout
+    assert (tmp_path / "run/rl/checkpoints/step-000001/policy/model.safetensors").is_file()
