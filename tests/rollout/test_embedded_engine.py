@@ -49,8 +49,9 @@ def test_greedy_equals_transformers_generate(family: str) -> None:
         assert completion.finish is Finish.LENGTH
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logprobs_equal_a_plain_forward_over_several_turns(family: str) -> None:
+def test_logprobs_equal_a_plain_forward_over_several_turns(family: str, native: bool) -> None:
     model = tiny_model(family)
 
     async def body(built: EmbeddedEngine) -> list[Episode]:
@@ -62,7 +63,7 @@ def test_logprobs_equal_a_plain_forward_over_several_turns(family: str) -> None:
             )
         )
 
-    done = using(engine(model, max_slots=5, prefill_chunk=16), body)
+    done = using(engine(model, max_slots=5, prefill_chunk=16, native=native), body)
     difference = np.concatenate(
         [
             np.subtract(reference, completion.logprobs)

@@ -14,6 +14,7 @@ from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop, EngineStats, Reply
 from agent_r1.rollout.engines.embedded_model import Twin, make_runner
+from agent_r1.rollout.engines.embedded_native import load_native
 from agent_r1.rollout.engines.embedded_schedule import Request, Schedule
 from agent_r1.rollout.engines.embedded_slots import SlotTable
 from agent_r1.rollout.engines.embedded_stop import StopSets, token_bytes
@@ -44,6 +45,8 @@ class EmbeddedEngine:
     ``Finish.EOS`` at an end token (the model's own, ``stop_token_ids``), and with
     ``Finish.LENGTH`` at ``max_new_tokens`` or at the end of the context. ``eos_ids``
     replaces the end tokens that the model's generation config and the tokenizer name.
+    ``native=False`` does without compiled kernels (they serve float32 on the CPU and are
+    left out anyway where no C compiler is found).
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class EmbeddedEngine:
         prefill_chunk: int = 2048,
         max_wait_s: float = 600.0,
         eos_ids: Iterable[int] | None = None,
+        native: bool = True,
     ) -> None:
         if min(max_model_len, max_slots, readmit_after, prefill_chunk) < 1 or max_wait_s <= 0:
             raise EngineError(
@@ -77,6 +81,7 @@ class EmbeddedEngine:
             Schedule(deterministic=deterministic, readmit_after=readmit_after),
             SlotTable(max_slots),
             device=weight.device,
+            native=load_native() if native and weight.device.type == "cpu" else None,
             prefill_chunk=prefill_chunk,
             max_wait_s=max_wait_s,
         )

@@ -3,6 +3,9 @@
 A step's tokens lie flat: first one token for each decoding row, row ``i`` in slot ``i``,
 then the chunks of prompts that are being computed, one after another. Every projection of
 the model runs on all of them at once; only attention tells the two kinds apart.
+
+Where compiled kernels are at hand, they serve rows and short chunks alike, token by
+token; long chunks are matrix products, which torch does best.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agent_r1.rollout.engines.embedded_cache import SlotCache
+from agent_r1.rollout.engines.embedded_native import Native
 
 _BUCKET = 16
+_SHORT_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Chunk:
     token_ids: Sequence[int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _ChunkGroup:
     """Chunks of similar length, padded to ``[M, C]``."""
 
@@ -40,6 +45,31 @@ class _ChunkGroup:
     flat: Tensor  # [sum of lengths] flat index of the real tokens, chunk by chunk
     inside: Tensor  # [sum of lengths] their index in the flattened [M, C]
     key_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPreparation:
+    """What happens to queries and keys before they meet."""
+
+    norms: tuple[Tensor, Tensor, float] | None
+    """Weights ``[D]`` of the root-mean-square norms of queries and keys, and their epsilon."""
+    cos: Tensor  # [T, D]
+    sin: Tensor  # [T, D]
+
+    def apply(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalise and rotate ``[T, H, D]``."""
+        if self.norms is not None:
+            q_weight, k_weight, eps = self.norms
+            query = F.rms_norm(query, q_weight.shape, q_weight, eps)
+            key = F.rms_norm(key, k_weight.shape, k_weight, eps)
+        # Rolling by half a head swaps its halves; the sign of the first goes into the sine.
+        half = self.sin.shape[-1] // 2
+        turn = torch.cat([-self.sin[:, :half], self.sin[:, half:]], -1)[:, None]
+        cos = self.cos[:, None]
+        return (
+            torch.addcmul(query * cos, query.roll(half, -1), turn),
+            torch.addcmul(key * cos, key.roll(half, -1), turn),
+        )
 
 
 class StepBatch:
@@ -52,10 +82,14 @@ class StepBatch:
         positions: NDArray[np.int64],
         chunks: Sequence[Chunk],
         device: torch.device,
+        native: Native | None = None,
     ) -> None:
         self.rows = len(tokens)
+        self.native = native
         self._cache = cache
         self._device = device
+        # Short chunks first: kernels take the rows and what follows them directly.
+        chunks = sorted(chunks, key=lambda c: len(c.token_ids) > _SHORT_CHUNK)
         spans = [np.arange(c.start, c.start + len(c.token_ids)) for c in chunks]
         slots = [np.arange(self.rows), *(np.full(len(c.token_ids), c.slot) for c in chunks)]
         self._positions = np.concatenate([positions, *spans])
@@ -65,10 +99,15 @@ class StepBatch:
         )  # [T]
         self.positions = self._tensor(self._positions)  # [T]
         self._key_length = self._bucket(int(positions.max()) + 1 if self.rows else 0)
-        self._groups = self._group(chunks)
+        short = [c for c in chunks if len(c.token_ids) <= _SHORT_CHUNK]
+        self._direct = self.rows + sum(len(c.token_ids) for c in short)
+        self._long = self._group(chunks[len(short) :], self._direct)
+        self._short = short
+        self._short_grouped: list[_ChunkGroup] | None = None
+        self._slot_index = self._tensor(self._slots)  # [T]
         self._write_index: dict[int, Tensor] = {}
         self._bias: dict[tuple[int, int | None], Tensor] = {}
-        self._masks: dict[tuple[int, int | None], Tensor] = {}
+        self._masks: dict[tuple[_ChunkGroup, int | None], Tensor] = {}
 
     def attend(
         self,
@@ -79,31 +118,70 @@ class StepBatch:
         scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        prepare: HeadPreparation | None = None,
     ) -> Tensor:
         """Store ``key``/``value`` ``[T, Hkv, D]`` and attend with ``query[T, H, D]``.
 
         Returns ``[T, H, D]``. A token sees the positions up to its own, only the last
-        ``window`` of them where a window is given.
+        ``window`` of them where a window is given. ``query`` may be overwritten.
         """
         keys, values = self._cache.layer(layer, key.shape[1], key.shape[2], value.shape[2])
-        index = self._index(key.shape[1])
-        keys.view(-1, keys.shape[-1]).index_copy_(0, index, key.reshape(-1, key.shape[-1]))
-        values.view(-1, values.shape[-1]).index_copy_(0, index, value.reshape(-1, value.shape[-1]))
-        if not self._groups:
-            return self._decode(query, keys, values, scale, window, softcap)
-        out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
-        if self.rows:
-            part = self._decode(query[: self.rows], keys, values, scale, window, softcap)
-            out[: self.rows] = part
-        for number, group in enumerate(self._groups):
-            mask = self._mask(number, group, window)
-            padded = query[group.gather].transpose(1, 2)
-            rows = keys[:, :, : group.key_length].index_select(0, group.slots)
-            cols = values[:, :, : group.key_length].index_select(0, group.slots)
-            part = _masked_attention(padded, rows, cols, mask, scale, softcap)
-            flat = part.transpose(1, 2).flatten(0, 1)
-            out.index_copy_(0, group.flat, flat.index_select(0, group.inside))
+        if self.native is not None and not softcap and self.native.fits(query, value):
+            query = query.contiguous()
+            out = self.native.attend(
+                query,
+                key.contiguous(),
+                value.contiguous(),
+                keys,
+                values,
+                self._slot_index,
+                self.positions,
+                self._direct,
+                scale,
+                window,
+                prepare.norms if prepare else None,
+                (prepare.cos, prepare.sin) if prepare else None,
+            )
+            groups = self._long
+        else:
+            if prepare is not None:
+                query, key = prepare.apply(query, key)
+            self._store(keys, key)
+            self._store(values, value)
+            if not self._short and not self._long:
+                return self._decode(query, keys, values, scale, window, softcap)
+            out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
+            if self.rows:
+                part = self._decode(query[: self.rows], keys, values, scale, window, softcap)
+                out[: self.rows] = part
+            groups = [*self._short_groups(), *self._long]
+        for group in groups:
+            self._attend_group(group, query, keys, values, out, scale, window, softcap)
         return out
+
+    def _store(self, cached: Tensor, new: Tensor) -> None:
+        index = self._index(new.shape[1])
+        cached.view(-1, cached.shape[-1]).index_copy_(0, index, new.reshape(-1, new.shape[-1]))
+
+    def _attend_group(
+        self,
+        group: _ChunkGroup,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> None:
+        """Attention of padded chunks, written to their places in ``out``."""
+        padded = query[group.gather].transpose(1, 2)
+        rows = keys[:, :, : group.key_length].index_select(0, group.slots)
+        cols = values[:, :, : group.key_length].index_select(0, group.slots)
+        mask = self._mask(group, window)
+        part = _masked_attention(padded, rows, cols, mask, scale, softcap)
+        flat = part.transpose(1, 2).flatten(0, 1)
+        out.index_copy_(0, group.flat, flat.index_select(0, group.inside))
 
     def _decode(
         self,
@@ -144,12 +222,12 @@ class StepBatch:
             self._bias[kv_heads, window] = known
         return known
 
-    def _mask(self, number: int, group: _ChunkGroup, window: int | None) -> Tensor:
+    def _mask(self, group: _ChunkGroup, window: int | None) -> Tensor:
         """``[M, 1, C, keys]``."""
-        known = self._masks.get((number, window))
+        known = self._masks.get((group, window))
         if known is None:
             known = _visible(group.position[..., None], group.key_length, window)[:, None]
-            self._masks[number, window] = known
+            self._masks[group, window] = known
         return known
 
     def _index(self, heads: int) -> Tensor:
@@ -161,10 +239,14 @@ class StepBatch:
             known = self._write_index[heads] = self._tensor(flat.reshape(-1))
         return known
 
-    def _group(self, chunks: Sequence[Chunk]) -> list[_ChunkGroup]:
-        """Put chunks whose lengths have the same number of bits together."""
+    def _short_groups(self) -> list[_ChunkGroup]:
+        if self._short_grouped is None:
+            self._short_grouped = self._group(self._short, self.rows)
+        return self._short_grouped
+
+    def _group(self, chunks: Sequence[Chunk], at: int) -> list[_ChunkGroup]:
+        """Put chunks of like length (in bits) together; the first of them lies at ``at``."""
         classes: dict[int, list[tuple[int, Chunk]]] = {}
-        at = self.rows
         for chunk in chunks:
             classes.setdefault(len(chunk.token_ids).bit_length(), []).append((at, chunk))
             at += len(chunk.token_ids)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from agent_r1.rollout.engines.embedded_attention import StepBatch
+from agent_r1.rollout.engines.embedded_attention import HeadPreparation, StepBatch
+from agent_r1.rollout.engines.embedded_native import Native
 
 _FAMILIES = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -80,40 +81,28 @@ class LeanRunner:
         base = self._twin.model
         hidden = F.embedding(batch.token_ids, base.embed_tokens.weight)
         cos, sin = base.rotary_emb(hidden, batch.positions[None])
-        half = cos.shape[-1] // 2
-        # Rotation is x * cos + rotate_half(x) * sin; rolling by half a head swaps its two
-        # halves, so the sign of the first one goes into the sine.
-        turn = torch.cat([-sin[0, :, None, :half], sin[0, :, None, half:]], -1)
-        cos = cos[0, :, None]
-        for index, layer in enumerate(self._layers):
-            attended = self._attend(index, layer, hidden, batch, cos, turn)
-            hidden = hidden + layer.o(attended)
-            normed = _rms(hidden, layer.norm_mlp)
-            gated = F.silu(layer.gate(normed)).mul_(layer.up(normed))
-            hidden = hidden + layer.down(gated)
-        last = _rms(hidden[: batch.rows], base.norm)
-        logits: Tensor = self._twin.lm_head(last)
-        return logits
-
-    def _attend(
-        self,
-        index: int,
-        layer: _Layer,
-        hidden: Tensor,
-        batch: StepBatch,
-        cos: Tensor,
-        turn: Tensor,
-    ) -> Tensor:
-        normed = _rms(hidden, layer.norm_in)
+        native = batch.native if hidden.dtype == torch.float32 else None
         count = hidden.shape[0]
-        query = layer.q(normed).view(count, -1, layer.head_dim)
-        key = layer.k(normed).view(count, -1, layer.head_dim)
-        value = layer.v(normed).view(count, -1, layer.head_dim)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            query, key = _rms(query, layer.q_norm), _rms(key, layer.k_norm)
-        query, key = _rotate(query, cos, turn), _rotate(key, cos, turn)
-        out = batch.attend(index, query, key, value, layer.scale, layer.window)
-        return out.reshape(count, -1)
+        delta: Tensor | None = None
+        for index, layer in enumerate(self._layers):
+            normed = _add_norm(native, hidden, delta, layer.norm_in)
+            out = batch.attend(
+                index,
+                layer.q(normed).view(count, -1, layer.head_dim),
+                layer.k(normed).view(count, -1, layer.head_dim),
+                layer.v(normed).view(count, -1, layer.head_dim),
+                layer.scale,
+                layer.window,
+                prepare=HeadPreparation(_norms(layer), cos[0], sin[0]),
+            )
+            normed = _add_norm(native, hidden, layer.o(out.view(count, -1)), layer.norm_mlp)
+            gate, up = layer.gate(normed), layer.up(normed)
+            gated = native.silu_mul(gate, up) if native else F.silu(gate).mul_(up)
+            delta = layer.down(gated)
+        last = hidden[: batch.rows]
+        final = _add_norm(native, last, None if delta is None else delta[: batch.rows], base.norm)
+        logits: Tensor = self._twin.lm_head(final)
+        return logits
 
 
 def _layer(module: Any) -> _Layer:
@@ -143,9 +132,16 @@ def _window(attention: Any) -> int | None:
     return window
 
 
-def _rms(x: Tensor, norm: Any) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+def _norms(layer: _Layer) -> tuple[Tensor, Tensor, float] | None:
+    if layer.q_norm is None or layer.k_norm is None:
+        return None
+    return layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.variance_epsilon
 
 
-def _rotate(x: Tensor, cos: Tensor, turn: Tensor) -> Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), turn)
+def _add_norm(native: Native | None, hidden: Tensor, delta: Tensor | None, norm: Any) -> Tensor:
+    """Add ``delta`` to ``hidden[T, D]`` in place; its normalised form."""
+    if native is not None:
+        return native.add_norm(hidden, delta, norm.weight, norm.variance_epsilon)
+    if delta is not None:
+        hidden += delta
+    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)

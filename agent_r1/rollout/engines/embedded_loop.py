@@ -17,6 +17,7 @@ from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_attention import Chunk, StepBatch
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_model import Runner
+from agent_r1.rollout.engines.embedded_native import Native
 from agent_r1.rollout.engines.embedded_rows import RowArrays
 from agent_r1.rollout.engines.embedded_sampler import sample
 from agent_r1.rollout.engines.embedded_schedule import (
@@ -114,6 +115,7 @@ class DecodeLoop:
         slots: SlotTable,
         *,
         device: torch.device,
+        native: Native | None,
         prefill_chunk: int,
         max_wait_s: float,
     ) -> None:
@@ -123,6 +125,7 @@ class DecodeLoop:
         self._schedule = schedule
         self._slots = slots
         self._device = device
+        self._native = native
         self._prefill_chunk = prefill_chunk
         self._max_wait_s = max_wait_s
         self._rows = RowArrays()
@@ -304,7 +307,12 @@ class DecodeLoop:
             return
         rows = self._rows
         batch = StepBatch(
-            self._cache, rows.token[:count], rows.position[:count], chunks, self._device
+            self._cache,
+            rows.token[:count],
+            rows.position[:count],
+            chunks,
+            self._device,
+            self._native,
         )
         logits = self._runner.forward(batch)
         if count:
