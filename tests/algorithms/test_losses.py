@@ -300,8 +300,9 @@ def test_an_entropy_bonus_lowers_the_loss_and_poison_outside_the_mask_is_ignored
 
 def test_a_value_within_the_range_does_not_count_as_clipped_by_a_rounding_error():
     g = torch.Generator().manual_seed(0)
-    old = torch.randn(1, 1000, generator=g)
-    values = old + 0.3 * torch.rand(1, 1000, generator=g)
-    returns = torch.randn(1, 1000, generator=g)
-    terms = value_loss(values, old, returns, torch.ones(1, 1000).bool(), cliprange_value=0.5)
-    assert not terms.clipped.any()
+    values, old, returns = (torch.randn(1, 10_000, generator=g) for _ in range(3))
+    near = (values - old).abs() < 0.49
+    terms = value_loss(values, old, returns, near, cliprange_value=0.5)
+    assert not terms.clipped[near].any()
+    naive = old + (values - old).clamp(-0.5, 0.5)
+    assert (naive != values)[near].any(), "the trap is set"
