@@ -136,7 +136,7 @@ def _configure(file: Path, overrides: Sequence[str]) -> tuple[Config, Folders]:
             f"'agent-r1 train --config {file} actor_rollout_ref.model.path=...'"
         )
     trainer = config.trainer
-    if trainer.default_local_dir is None and trainer.experiment_name == "default":
+    if trainer.experiment_name == "default":
         name = f"{config.algorithm.adv_estimator}-seed{trainer.seed}"
         trainer = trainer.model_copy(update={"experiment_name": name})
     folders = Folders(trainer.run_dir)

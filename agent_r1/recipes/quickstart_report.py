@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.rule import Rule
@@ -17,7 +16,7 @@ from agent_r1.config.schema import Config
 from agent_r1.recipes.quickstart import Example, Folders, Policy, Report, final_policy
 from agent_r1.types import Trajectory
 
-_WIDTH = 100
+_WIDTH = 120
 
 
 def _console() -> Console:
@@ -58,7 +57,7 @@ def show_report(report: Report, example: Example | None, folders: Folders) -> No
     console = _console()
     console.print()
     console.print(Rule(Text("What reinforcement learning did", "bold")))
-    console.print(Columns([_headline(report), _by_family(report)], padding=(0, 4)))
+    console.print(_beside(_headline(report), _by_family(report), padding=5))
     if example is not None:
         console.print(_side_by_side(example))
     console.print(_seconds(report))
@@ -82,9 +81,7 @@ def _headline(report: Report) -> RenderableType:
         "calls the tool", _percent(before.tool_call_share), _percent(after.tool_call_share)
     )
     table.add_row("calls that run", _calls(before), _calls(after))
-    table.add_row(
-        "tokens per answer", f"{before.response_tokens:.0f}", f"{after.response_tokens:.0f}"
-    )
+    table.add_row("tokens written", f"{before.response_tokens:.0f}", f"{after.response_tokens:.0f}")
     return table
 
 
@@ -112,14 +109,23 @@ def _bar(before: float, after: float, width: int = 20) -> Text:
 def _side_by_side(example: Example) -> RenderableType:
     question = example.before.task.prompt[-1]
     asked = question["content"] if isinstance(question, dict) else str(example.before.task.prompt)
-    grid = Table.grid(expand=True, padding=(0, 1))
-    grid.add_column(ratio=1)
-    grid.add_column(ratio=1)
-    grid.add_row(
-        _episode(example.before, "before", "red"), _episode(example.after, "after", "green")
+    episodes = _beside(
+        _episode(example.before, "before", "red"),
+        _episode(example.after, "after", "green"),
+        expand=True,
     )
     title = Text.assemble((asked, "bold"), (f"  (right: {example.before.task.answer})", "dim"))
-    return Group(Text(), title, grid)
+    return Group(Text(), title, episodes)
+
+
+def _beside(
+    left: RenderableType, right: RenderableType, *, padding: int = 1, expand: bool = False
+) -> Table:
+    grid = Table.grid(expand=expand, padding=(0, padding))
+    for _ in range(2):
+        grid.add_column(ratio=1 if expand else None)
+    grid.add_row(left, right)
+    return grid
 
 
 def _episode(trajectory: Trajectory, title: str, colour: str) -> Panel:
