@@ -123,7 +123,7 @@ def numeric_equal(answer: str, reference: str, *, tolerance: float = 0.0) -> boo
 
 
 _RUNAWAY = re.compile(
-    r"(?:\^|\*\*)\s*[{(]*\s*[+-]?\d{5,}"  # exponents of five digits and more
+    r"(?:\^|\*\*)\s*[{(]*\s*[+-]?\d{7,}"  # exponents of seven digits and more
     r"|(?:\^|\*\*)\s*\{[^{}]*(?:\^|\*\*|!)"  # towers of powers
     r"|\d{5,}\s*!|!\s*!|\)\s*!"  # large, double and nested factorials
 )

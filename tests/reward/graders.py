@@ -56,6 +56,12 @@ def hangs_on_request(trajectory):
     return os.getpid()
 
 
+def hangs_hard_on_request(trajectory):
+    if trajectory.model_text == "hang":
+        return hangs_in_c(trajectory)
+    return len(trajectory.model_text)
+
+
 def sees(trajectory):
     return Reward(
         1.0,

@@ -80,6 +80,13 @@ def test_after_a_hang_the_next_one_is_graded(grader):
     assert one.score(text("c")) == first  # interrupted, not killed
 
 
+def test_after_a_process_had_to_be_killed_the_next_one_is_graded(grader):
+    one = grader("hangs_hard_on_request", timeout_s=0.2)
+    with pytest.raises(RewardError, match="took longer"):
+        one.score(text("hang"))
+    assert [one.score(text(t)).value for t in ("a", "bb", "ccc")] == [1.0, 2.0, 3.0]
+
+
 def test_prints_do_not_reach_the_answers(grader):
     assert grader("prints").score(TRAJECTORY) == Reward(1.0)
 

@@ -42,11 +42,12 @@ def test_right_and_wrong(name):
         [("<code>1</code>", r"\boxed{42}"), "See above."],
         [("<code>1</code>", r"<answer>\boxed{42}</answer>")],
         [(r"\boxed{42} <code>1</code>", "ok"), r"I changed my mind: \boxed{41}"],
+        [(r"\boxed{42} <code>1</code>", "ok"), "See above."],
         [r"<code>print('\boxed{42}')</code>"],
         [r"<think>\boxed{42}"],
         [r"\boxed{" + "9" * 10_000 + "}"],
     ],
-    ids=range(12),
+    ids=range(13),
 )
 def test_what_is_not_an_answer_earns_nothing(name, turns):
     trajectory = make_trajectory(turns, answer="42")
