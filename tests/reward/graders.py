@@ -4,6 +4,7 @@ import os
 import sys
 import time
 
+from agent_r1.reward import register_reward
 from agent_r1.types import Reward
 
 
@@ -60,6 +61,11 @@ def hangs_hard_on_request(trajectory):
     if trajectory.model_text == "hang":
         return hangs_in_c(trajectory)
     return len(trajectory.model_text)
+
+
+@register_reward("test-partly-hangs", on_timeout=lambda *, wrong=0.0: Reward(wrong, {"late": 1.0}))
+def hangs_with_a_verdict(trajectory, *, wrong=0.0):
+    return hangs_in_c(trajectory)
 
 
 def sees(trajectory):

@@ -87,6 +87,13 @@ def test_after_a_process_had_to_be_killed_the_next_one_is_graded(grader):
     assert [one.score(text(t)).value for t in ("a", "bb", "ccc")] == [1.0, 2.0, 3.0]
 
 
+def test_a_function_may_say_what_being_late_is_worth():
+    with Grader(
+        path("hangs_with_a_verdict"), timeout_s=0.2, workers=1, options={"wrong": -0.5}
+    ) as one:
+        assert one.score(TRAJECTORY) == Reward(-0.5, {"late": 1.0})
+
+
 def test_prints_do_not_reach_the_answers(grader):
     assert grader("prints").score(TRAJECTORY) == Reward(1.0)
 
