@@ -26,6 +26,7 @@ Progress = Callable[[int], None]
 
 _HISTORY = 48
 _MESSAGES = 3
+_SECONDS_PER_LINE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +106,11 @@ class QuietDisplay:
 
 @dataclass(slots=True)
 class PlainDisplay:
-    """One line per step."""
+    """One line per step; of steps that take a fraction of a second, about one line a second."""
 
     console: Console
     total_steps: int | None = None
+    _unshown_seconds: float = 0.0
 
     def begin(self, title: str, where: str) -> None:
         self._line(f"{title} → {where}")
@@ -123,6 +125,8 @@ class PlainDisplay:
         return lambda done: None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        if self._is_skipped(metrics, step):
+            return
         shown = [
             f"{row.label} {row.form.format(metrics[key])}"
             for row in HEADLINES
@@ -134,6 +138,15 @@ class PlainDisplay:
 
     def end(self) -> None:
         pass
+
+    def _is_skipped(self, metrics: Mapping[str, float], step: int) -> bool:
+        """Decided by the steps' own times; the first, the last and validations are shown."""
+        self._unshown_seconds += metrics.get("timing_s/step", _SECONDS_PER_LINE)
+        marked = step in (0, 1, self.total_steps) or any("val" in key for key in metrics)
+        if marked or self._unshown_seconds >= _SECONDS_PER_LINE:
+            self._unshown_seconds = 0.0
+            return False
+        return True
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

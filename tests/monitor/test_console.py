@@ -99,6 +99,17 @@ def test_without_a_terminal_there_is_one_plain_line_per_step():
     ]
 
 
+def test_of_quick_steps_there_is_about_one_line_a_second():
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    display.expect(9)
+    for step in range(1, 10):
+        extra = {"val/loss": 0.5} if step == 4 else {}
+        display.log({"timing_s/step": 0.4} | extra, step)
+    shown = [line.split("/")[0] for line in file.getvalue().splitlines()]
+    assert shown == ["step 1", "step 4", "step 7", "step 9"]
+
+
 def test_messages_go_to_standard_error(capfd):
     for display in (PlainDisplay(Console(file=io.StringIO())), QuietDisplay()):
         display.announce("stopping")
