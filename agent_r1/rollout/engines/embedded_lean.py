@@ -22,21 +22,25 @@ _FAMILIES = frozenset(
 _PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
 
 
+_Linear = tuple[Tensor, Tensor | None]
+"""Weight and bias."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """The parameters of one decoder layer."""
 
-    q: nn.Linear
-    k: nn.Linear
-    v: nn.Linear
-    o: nn.Linear
-    q_norm: Any | None
-    k_norm: Any | None
-    norm_in: Any
-    norm_mlp: Any
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    q: _Linear
+    k: _Linear
+    v: _Linear
+    o: _Linear
+    head_norms: tuple[Tensor, Tensor, float] | None
+    norm_in: Tensor
+    norm_mlp: Tensor
+    eps: float
+    gate: _Linear
+    up: _Linear
+    down: _Linear
     scale: float
     head_dim: int
     window: int | None
@@ -72,57 +76,72 @@ class LeanRunner:
 
     def __init__(self, twin: Any) -> None:
         self._twin = twin
-        self._layers = [_layer(layer) for layer in twin.model.layers]
+        self._layers: list[_Layer] = []
+        self.refresh()
 
     def refresh(self) -> None:
-        """Nothing is derived; modules are looked through at every step."""
+        """Look the parameters up again; looking them up at every step costs a tenth of it."""
+        self._layers = [_layer(layer) for layer in self._twin.model.layers]
 
     def forward(self, batch: StepBatch) -> Tensor:
         base = self._twin.model
         hidden = F.embedding(batch.token_ids, base.embed_tokens.weight)
         cos, sin = base.rotary_emb(hidden, batch.positions[None])
         native = batch.native if hidden.dtype == torch.float32 else None
-        count = hidden.shape[0]
         delta: Tensor | None = None
         for index, layer in enumerate(self._layers):
-            normed = _add_norm(native, hidden, delta, layer.norm_in)
+            normed = _add_norm(native, hidden, delta, layer.norm_in, layer.eps)
+            heads = (len(hidden), -1, layer.head_dim)
             out = batch.attend(
                 index,
-                layer.q(normed).view(count, -1, layer.head_dim),
-                layer.k(normed).view(count, -1, layer.head_dim),
-                layer.v(normed).view(count, -1, layer.head_dim),
+                F.linear(normed, *layer.q).view(heads),
+                F.linear(normed, *layer.k).view(heads),
+                F.linear(normed, *layer.v).view(heads),
                 layer.scale,
                 layer.window,
-                prepare=HeadPreparation(_norms(layer), cos[0], sin[0]),
+                prepare=HeadPreparation(layer.head_norms, cos[0], sin[0]),
             )
-            normed = _add_norm(native, hidden, layer.o(out.view(count, -1)), layer.norm_mlp)
-            gate, up = layer.gate(normed), layer.up(normed)
+            attended = F.linear(out.view(len(hidden), -1), *layer.o)
+            normed = _add_norm(native, hidden, attended, layer.norm_mlp, layer.eps)
+            gate, up = F.linear(normed, *layer.gate), F.linear(normed, *layer.up)
             gated = native.silu_mul(gate, up) if native else F.silu(gate).mul_(up)
-            delta = layer.down(gated)
-        last = hidden[: batch.rows]
-        final = _add_norm(native, last, None if delta is None else delta[: batch.rows], base.norm)
-        logits: Tensor = self._twin.lm_head(final)
-        return logits
+            delta = F.linear(gated, *layer.down)
+        rows, norm = batch.rows, base.norm
+        last = None if delta is None else delta[:rows]
+        final = _add_norm(native, hidden[:rows], last, norm.weight, norm.variance_epsilon)
+        return F.linear(final, *_linear(self._twin.lm_head))
 
 
 def _layer(module: Any) -> _Layer:
     attention, mlp = module.self_attn, module.mlp
     return _Layer(
-        q=attention.q_proj,
-        k=attention.k_proj,
-        v=attention.v_proj,
-        o=attention.o_proj,
-        q_norm=getattr(attention, "q_norm", None),
-        k_norm=getattr(attention, "k_norm", None),
-        norm_in=module.input_layernorm,
-        norm_mlp=module.post_attention_layernorm,
-        gate=mlp.gate_proj,
-        up=mlp.up_proj,
-        down=mlp.down_proj,
+        q=_linear(attention.q_proj),
+        k=_linear(attention.k_proj),
+        v=_linear(attention.v_proj),
+        o=_linear(attention.o_proj),
+        head_norms=_head_norms(attention),
+        norm_in=module.input_layernorm.weight,
+        norm_mlp=module.post_attention_layernorm.weight,
+        eps=module.input_layernorm.variance_epsilon,
+        gate=_linear(mlp.gate_proj),
+        up=_linear(mlp.up_proj),
+        down=_linear(mlp.down_proj),
         scale=attention.scaling,
         head_dim=attention.head_dim,
         window=_window(attention),
     )
+
+
+def _linear(module: Any) -> _Linear:
+    return module.weight, module.bias
+
+
+def _head_norms(attention: Any) -> tuple[Tensor, Tensor, float] | None:
+    """Qwen3 normalises the heads of queries and keys."""
+    q_norm = getattr(attention, "q_norm", None)
+    if q_norm is None:
+        return None
+    return q_norm.weight, attention.k_norm.weight, q_norm.variance_epsilon
 
 
 def _window(attention: Any) -> int | None:
@@ -132,16 +151,12 @@ def _window(attention: Any) -> int | None:
     return window
 
 
-def _norms(layer: _Layer) -> tuple[Tensor, Tensor, float] | None:
-    if layer.q_norm is None or layer.k_norm is None:
-        return None
-    return layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.variance_epsilon
-
-
-def _add_norm(native: Native | None, hidden: Tensor, delta: Tensor | None, norm: Any) -> Tensor:
+def _add_norm(
+    native: Native | None, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+) -> Tensor:
     """Add ``delta`` to ``hidden[T, D]`` in place; its normalised form."""
     if native is not None:
-        return native.add_norm(hidden, delta, norm.weight, norm.variance_epsilon)
+        return native.add_norm(hidden, delta, weight, eps)
     if delta is not None:
         hidden += delta
-    return F.rms_norm(hidden, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return F.rms_norm(hidden, weight.shape, weight, eps)

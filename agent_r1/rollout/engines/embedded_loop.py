@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -31,6 +32,7 @@ from agent_r1.rollout.engines.embedded_slots import PrefixIndex, SlotTable, comm
 from agent_r1.rollout.engines.embedded_stop import StopSets
 from agent_r1.types import Completion, Finish
 
+_LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 _CLOSED = "the engine is closed; build a new one"
 _SHARED_LEAST = 8
@@ -271,7 +273,14 @@ class DecodeLoop:
                 blocked_since = blocked_since or now
                 timeout = blocked_since + self._max_wait_s - now
                 if timeout <= 0:
-                    self._schedule.give_up()
+                    names = self._schedule.give_up()
+                    _LOG.warning(
+                        "gave up on %d announced sequences (%s, …) after %.0f s without a "
+                        "request or a release; is release() called in a finally block?",
+                        len(names),
+                        names[0] if names else "none",
+                        self._max_wait_s,
+                    )
                     continue
             self._sleep(timeout)
 
