@@ -10,6 +10,7 @@ configuration is wrong, 130 interrupted.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -460,6 +461,8 @@ def _finish(run_dir: Path) -> None:
     click.echo(f"run       {run_dir}")
     if curve is not None:
         click.echo(f"curve     {curve}")
+    if next(run_dir.glob("checkpoints/step-*/policy"), None) is not None:
+        click.echo(f"next      agent-r1 chat --run {shlex.quote(str(run_dir))}")
 
 
 def _print_config(config: Section) -> None:

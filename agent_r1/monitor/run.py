@@ -115,6 +115,7 @@ class RunFolder:
         self._metrics.rewind(step)
         self._trajectories.rewind(step)
         self._record.continue_from(step)
+        self.announce(f"continuing after step {step}")
 
     def expect(self, total_steps: int) -> None:
         """Say how many steps the run will have, for the progress view."""
