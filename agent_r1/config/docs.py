@@ -17,6 +17,9 @@ import yaml
 from agent_r1.config.ignored import IGNORED, REFUSED, RENAMED, REPLACED_VALUES
 from agent_r1.config.keys import Leaf, leaves, nearest_key, sections
 from agent_r1.config.load import OVERRIDES_VARIABLE
+from agent_r1.config.schema import Config
+from agent_r1.config.section import Section
+from agent_r1.config.sft import SftConfig
 from agent_r1.errors import ConfigError
 
 _INDENTED: dict[str, Any] = {"initial_indent": "    ", "subsequent_indent": "    "}
@@ -59,20 +62,30 @@ instead.
 Lengths are tokens, times are seconds and sizes are bytes unless a setting says otherwise.
 """
 
+_COLD_START = """\
+## Cold start
+
+`agent-r1 sft` has a tree of its own, with the same rules; what follows are its sections.
+"""
+
 
 def render_page() -> str:
     """The whole of ``docs/configuration.md``."""
-    lines = [_INTRODUCTION]
-    below: dict[str, list[Leaf]] = {key: [] for key in sections()}
-    for leaf in leaves().values():
+    reference = [*_tables(Config), _COLD_START, *_tables(SftConfig, "sft ")]
+    return "\n".join([_INTRODUCTION, *reference, *_foreign_names()]) + "\n"
+
+
+def _tables(root: type[Section], prefix: str = "") -> Iterator[str]:
+    """A heading and a table for each section below ``root``."""
+    below: dict[str, list[Leaf]] = {key: [] for key in sections(root)}
+    for leaf in leaves(root).values():
         below[leaf.key.rpartition(".")[0]].append(leaf)
-    for key, doc in sections().items():
-        lines.append(f"## {key}\n\n{_paragraphs(doc)}\n")
+    for key, doc in sections(root).items():
+        yield f"## {prefix}{key}\n\n{_paragraphs(doc)}\n"
         if below[key]:
-            lines += ["| setting | accepts | default | meaning |", "|---|---|---|---|"]
-            lines += [_row(leaf) for leaf in below[key]]
-            lines.append("")
-    return "\n".join([*lines, *_foreign_names()]) + "\n"
+            yield from ("| setting | accepts | default | meaning |", "|---|---|---|---|")
+            yield from map(_row, below[key])
+            yield ""
 
 
 def render_yaml() -> str:
