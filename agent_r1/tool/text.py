@@ -30,6 +30,16 @@ def _broken(match: re.Match[str]) -> str:
     return match[0][0] + " " + match[0][1:]
 
 
+def presentable(text: str, limit: int, tags: Iterable[str] = ()) -> str:
+    """Untrusted text as a model may read it: at most ``limit`` characters, all harmless.
+
+    Cut first, so that a megabyte of output costs no more than what is shown of it; and
+    again in the rare case that the added spaces made it too long.
+    """
+    clean = neutralise(truncate(text, limit), tags)
+    return clean if len(clean) <= limit else truncate(clean, limit)
+
+
 def between(text: str, opening: str, closing: str) -> list[str]:
     """What stands between each ``opening`` and the next ``closing``, in order.
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_r1.tool.text import neutralise, truncate
+from agent_r1.tool.text import between, neutralise, presentable, truncate
 
 
 @settings(deadline=None)
@@ -59,3 +59,16 @@ def test_nothing_that_acts_is_left(text):
 def test_ordinary_text_is_untouched():
     text = "if a < b and c | d: print('<p>', x |= y, list<int>)"
     assert neutralise(text, ["</code>"]) == text
+
+
+@settings(deadline=None)
+@given(st.text(alphabet="<|im>\U0001f469\u200d x", max_size=200), st.integers(1, 150))
+def test_what_is_shown_is_short_and_harmless(text, limit):
+    shown = presentable(text * 3, limit, ["<mi>"])
+    assert len(shown) <= limit
+    assert "<|im|>" not in shown and "<mi>" not in shown
+
+
+def test_between_finds_complete_spans_in_order():
+    assert between("a<x>1</x><x></x>b<x>2<x>3</x></x><x>4", "<x>", "</x>") == ["1", "", "2<x>3"]
+    assert between("<x>" * 300_000, "<x>", "</x>") == []

@@ -19,7 +19,7 @@ from agent_r1.errors import ConfigError
 from agent_r1.registry import nearest
 from agent_r1.tool.base import BaseTool, StepResult, ToolResult
 from agent_r1.tool.envs.tool_using import ToolUsingEnv
-from agent_r1.tool.text import between, neutralise, truncate
+from agent_r1.tool.text import between, presentable
 
 _TAGS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
@@ -112,7 +112,7 @@ class NousToolEnv(ToolUsingEnv):
         if not tool_responses:
             return ""
         blocks = [
-            f"<tool_response>\n{truncate(neutralise(text, _TAGS), self.max_tool_response_length)}"
+            f"<tool_response>\n{presentable(text, self.max_tool_response_length, _TAGS)}"
             "\n</tool_response>"
             for text in tool_responses
         ]

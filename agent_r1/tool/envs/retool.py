@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from agent_r1.errors import ConfigError
 from agent_r1.tool.base import BaseTool, StepResult, ToolResult
 from agent_r1.tool.envs.tool_using import ToolUsingEnv
-from agent_r1.tool.text import neutralise, truncate
+from agent_r1.tool.text import presentable
 
 _OPEN, _CLOSE = "<code>", "</code>"
 _FENCED = re.compile(
@@ -83,7 +83,7 @@ class ReToolEnv(ToolUsingEnv):
         """
         if not tool_responses:
             return ""
-        shown = truncate(neutralise(tool_responses[0], _TAGS), self.max_tool_response_length)
+        shown = presentable(tool_responses[0], self.max_tool_response_length, _TAGS)
         return f"\n<interpreter>\n{shown}\n</interpreter>\n"
 
 
