@@ -7,10 +7,12 @@ import threading
 import pytest
 
 from agent_r1.errors import ConfigError, ToolError
+from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
-from agent_r1.testing import byte_tokenizer, check_tool_env
+from agent_r1.testing import ScriptedEngine, byte_tokenizer, check_tool_env
 from agent_r1.tool.base import BaseTool, CallContext, ToolResult, call_context
 from agent_r1.tool.envs.nous import NousToolEnv
+from agent_r1.types import Outcome, Task
 
 NUMBERS = {
     "type": "object",
@@ -173,6 +175,32 @@ def test_tool_output_cannot_become_control_tokens(env):
     start, end = codec.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert (ids.count(start), ids.count(end)) == (2, 1)  # those of the frame
     assert observation.count("</tool_response>") == 1
+
+
+def test_a_trajectory_reads_like_the_chat_template_of_the_same_conversation(env):
+    tokenizer = byte_tokenizer()
+    codec = Codec(tokenizer)
+    asked = call("add", a=1, b=2) + call("add", a=3, b=4)
+    engine = ScriptedEngine(tokenizer, [asked, "They are 3 and 7."])
+    loop = AgentLoop(engine, codec, env, LoopLimits(max_turns=4, max_response_length=2000))
+    task = Task("t", ({"role": "user", "content": "Add."},))
+    trajectory = asyncio.run(loop.run(task, "g", 0, Sampling(stop=env.stop_strings)))
+    assert trajectory.outcome is Outcome.FINISHED
+    (sample,) = trajectory.samples()
+    conversation = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": asked},
+        {
+            "role": "user",
+            "content": "<tool_response>\n3\n</tool_response>\n<tool_response>\n7\n</tool_response>",
+        },
+        {"role": "assistant", "content": "They are 3 and 7."},
+    ]
+    expected = tokenizer.apply_chat_template(conversation, tokenize=False)
+    assert codec.decode(sample.token_ids) + "\n" == expected
+    assert list(sample.token_ids) == tokenizer.encode(expected.removesuffix("\n"))
+    learned = [i for i, m in zip(sample.token_ids, sample.loss_mask, strict=True) if m]
+    assert codec.decode(learned) == f"{asked}<|im_end|>They are 3 and 7.<|im_end|>"
 
 
 def test_each_answer_is_cut_on_its_own(env):
