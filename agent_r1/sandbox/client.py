@@ -372,7 +372,7 @@ class _Courier:
         while endpoint.in_flight:
             await asyncio.sleep(HEARTBEAT_SECONDS)
             try:
-                await self.pools[endpoint.url].get("/v1/ping", HEARTBEAT_SECONDS)
+                await self.pools[endpoint.url].get("/v1/ping", 2 * HEARTBEAT_SECONDS)
                 missed = 0
             except TransportError:
                 missed += 1
