@@ -23,6 +23,9 @@ _ALWAYS = "it is always so here"
 RENAMED: dict[str, str] = {
     "actor_rollout_ref.actor.fsdp_config.model_dtype": "actor_rollout_ref.model.dtype",
     "actor_rollout_ref.actor.optim.clip_grad": "actor_rollout_ref.actor.grad_clip",
+    "actor_rollout_ref.actor.optim.lr_decay_style": (
+        "actor_rollout_ref.actor.optim.lr_scheduler_type"
+    ),
     "actor_rollout_ref.actor.optim.optimizer": "actor_rollout_ref.actor.optim.name",
     "actor_rollout_ref.actor.optim.warmup_style": "actor_rollout_ref.actor.optim.lr_scheduler_type",
     "actor_rollout_ref.ref.model.path": "actor_rollout_ref.ref.path",
@@ -33,6 +36,7 @@ RENAMED: dict[str, str] = {
     ),
     "actor_rollout_ref.rollout.n_repeat": "actor_rollout_ref.rollout.n",
     "actor_rollout_ref.rollout.seed": "trainer.seed",
+    "algorithm.gigpo.step_advantage_w": "algorithm.adv_kwargs.step_advantage_w",
     "critic.optim.clip_grad": "critic.grad_clip",
     "critic.optim.optimizer": "critic.optim.name",
     "critic.optim.warmup_style": "critic.optim.lr_scheduler_type",
@@ -57,6 +61,7 @@ RENAMED: dict[str, str] = {
 IGNORED: dict[str, str] = {
     "_target_": "it names a class of another program",
     "actor_rollout_ref.actor.calculate_entropy": "the entropy is always logged",
+    "actor_rollout_ref.actor.calculate_sum_pi_squared": "it belongs to other estimators",
     "actor_rollout_ref.actor.checkpoint.*": "a checkpoint always holds everything",
     "actor_rollout_ref.actor.data_loader_seed": "trainer.seed covers it",
     "actor_rollout_ref.actor.engine.*": _BACKEND,
@@ -64,8 +69,10 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.actor.entropy_from_logits_with_chunking": _ALWAYS,
     "actor_rollout_ref.actor.fsdp_config.*": _SHARDING,
     "actor_rollout_ref.actor.megatron.*": _BACKEND,
+    "actor_rollout_ref.actor.model_engine": _BACKEND,
     "actor_rollout_ref.actor.optim.override_optimizer_config.*": _BACKEND,
     "actor_rollout_ref.actor.optim.total_training_steps": "trainer.total_training_steps decides",
+    "actor_rollout_ref.actor.pad_to_length": _PACKING,
     "actor_rollout_ref.actor.ppo_infer_max_token_len_per_gpu": _PACKING,
     "actor_rollout_ref.actor.ppo_micro_batch_size": _PACKING,
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": _PACKING,
@@ -73,11 +80,13 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.actor.strategy": _BACKEND,
     "actor_rollout_ref.actor.ulysses_sequence_parallel_size": _SHARDING,
     "actor_rollout_ref.actor.use_dynamic_bsz": _ALWAYS,
+    "actor_rollout_ref.actor.use_prefix_grouper": _PACKING,
     "actor_rollout_ref.actor.use_remove_padding": _ALWAYS,
     "actor_rollout_ref.actor.use_torch_compile": "nothing is compiled",
     "actor_rollout_ref.actor.veomni.*": _BACKEND,
     "actor_rollout_ref.hybrid_engine": _ALWAYS,
     "actor_rollout_ref.model.enable_activation_offload": _SHARDING,
+    "actor_rollout_ref.model.exclude_modules": _LORA,
     "actor_rollout_ref.model.external_lib": "write a package path where a name is asked for",
     "actor_rollout_ref.model.fused_kernel_options.*": _ALWAYS,
     "actor_rollout_ref.model.lora.*": _LORA,
@@ -93,6 +102,7 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.model.use_remove_padding": _ALWAYS,
     "actor_rollout_ref.model.use_shm": "models are read once",
     "actor_rollout_ref.nccl_timeout": _SHARDING,
+    "actor_rollout_ref.ref.entropy_checkpointing": _PACKING,
     "actor_rollout_ref.ref.entropy_from_logits_with_chunking": _ALWAYS,
     "actor_rollout_ref.ref.fsdp_config.*": _SHARDING,
     "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": _PACKING,
@@ -108,12 +118,14 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.agent.*": "tool.env chooses how an episode runs",
     "actor_rollout_ref.rollout.calculate_log_probs": _ALWAYS,
     "actor_rollout_ref.rollout.checkpoint_engine.*": _ENGINE,
+    "actor_rollout_ref.rollout.cudagraph_capture_sizes": _ENGINE,
     "actor_rollout_ref.rollout.data_parallel_size": _SHARDING,
     "actor_rollout_ref.rollout.disable_log_stats": _ENGINE,
     "actor_rollout_ref.rollout.do_sample": "temperature says it: 0 is greedy",
     "actor_rollout_ref.rollout.dtype": "the engine shares the trained weights",
     "actor_rollout_ref.rollout.enable_chunked_prefill": _ENGINE,
     "actor_rollout_ref.rollout.enable_prefix_caching": _ENGINE,
+    "actor_rollout_ref.rollout.enable_rollout_routing_replay": _BACKEND,
     "actor_rollout_ref.rollout.enforce_eager": _ENGINE,
     "actor_rollout_ref.rollout.engine_kwargs.*": _ENGINE,
     "actor_rollout_ref.rollout.expert_parallel_size": _SHARDING,
@@ -128,10 +140,12 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz": _ALWAYS,
     "actor_rollout_ref.rollout.max_num_batched_tokens": _ENGINE,
     "actor_rollout_ref.rollout.mode": "rollouts are always asynchronous",
+    "actor_rollout_ref.rollout.moe_tensor_parallel_size": _SHARDING,
     "actor_rollout_ref.rollout.multi_stage_wake_up": _ENGINE,
     "actor_rollout_ref.rollout.multi_turn.*": "episodes always have turns; see tool",
     "actor_rollout_ref.rollout.profiler.*": _PROFILER,
     "actor_rollout_ref.rollout.prompt_length": _DERIVED,
+    "actor_rollout_ref.rollout.quantization": _ENGINE,
     "actor_rollout_ref.rollout.skip_tokenizer_init": _ENGINE,
     "actor_rollout_ref.rollout.tensor_model_parallel_size": _SHARDING,
     "actor_rollout_ref.rollout.use_fire_sampling": "it changes the sampled distribution",
@@ -164,7 +178,9 @@ IGNORED: dict[str, str] = {
     "data.filter_overlong_prompts_workers": "tasks are read by one process",
     "data.gen_batch_size": "dynamic sampling asks for data.train_batch_size prompts at a time",
     "data.image_key": _MULTIMODAL,
+    "data.image_patch_size": _MULTIMODAL,
     "data.max_start_length": _DERIVED,
+    "data.num_workers": "tasks are read by one process",
     "data.return_full_prompt": _ALWAYS,
     "data.return_multi_modal_inputs": _MULTIMODAL,
     "data.return_raw_chat": _ALWAYS,
@@ -195,12 +211,18 @@ IGNORED: dict[str, str] = {
     "trainer.max_critic_ckpt_to_keep": "policy and critic are kept together",
     "trainer.ray_wait_register_center_timeout": "Ray is not used",
     "trainer.rollout_data_dir": "trajectories.jsonl always holds the rollouts",
+    "trainer.use_legacy_worker_impl": _BACKEND,
     "trainer.use_v1": _BACKEND,
     "trainer.v1.*": _BACKEND,
     "trainer.validation_data_dir": "trajectories.jsonl always holds the rollouts",
 }
 
 REFUSED: dict[str, str] = {
+    "algorithm.rollout_correction.rollout_rs": "set rollout_is and mode=mask",
+    "algorithm.rollout_correction.rollout_rs_threshold": (
+        "set rollout_is_threshold and rollout_is_threshold_lower"
+    ),
+    "algorithm.rollout_correction.loss_type": "choose actor.policy_loss.loss_mode",
     "custom_reward_function.*": "write reward.name='file.py:function' (it receives a Trajectory)",
     "reward.custom_reward_function.*": (
         "write reward.name='file.py:function' (it receives a Trajectory)"
@@ -220,6 +242,16 @@ REPLACED_VALUES: dict[tuple[str, Any], tuple[Any, str]] = {
     for engine in ("vllm", "sglang", "hf")
 }
 """(key, value) → (the value that is used instead, why)."""
+
+
+def renamed(key: str) -> str | None:
+    """Our name of ``key``, also where it reaches into a renamed mapping; ``None`` without one."""
+    parts = key.split(".")
+    for i in range(len(parts), 0, -1):
+        ours = RENAMED.get(".".join(parts[:i]))
+        if ours is not None:
+            return ".".join([ours, *parts[i:]])
+    return None
 
 
 def lookup(table: dict[str, str], key: str) -> str | None:

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from agent_r1.config.checks import problems_of, remarks_on
-from agent_r1.config.ignored import IGNORED, REFUSED, RENAMED, REPLACED_VALUES, lookup
+from agent_r1.config.ignored import IGNORED, REFUSED, REPLACED_VALUES, lookup, renamed
 from agent_r1.config.keys import leaf_above, leaves, nearest_key, sections
 from agent_r1.config.schema import Config
 from agent_r1.config.section import Section
@@ -201,8 +201,9 @@ class _Reading:
         leaf = leaf_above(key, self.root)
         if leaf is not None:
             return key
-        if key in RENAMED and leaf_above(RENAMED[key], self.root):
-            return RENAMED[key]
+        ours = renamed(key)
+        if ours is not None and leaf_above(ours, self.root):
+            return ours
         refused = lookup(REFUSED, key)
         if refused and value is not None:
             self.problems.append(f"{key}={_shown(value)} ({origin}) is not supported: {refused}")

@@ -89,6 +89,8 @@ class PolicyLossConfig(Section):
     loss_mode: str = "vanilla"
     """``vanilla`` or ``ppo`` (clip with dual clip), ``gspo``, ``cispo``, ``reinforce``, or a path
     ``package.module:function``."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Options of that very function besides the settings here that it shares with others."""
 
 
 class ActorConfig(Section):
@@ -104,14 +106,16 @@ class ActorConfig(Section):
     """Tokens of one forward and backward pass. Changes memory and speed, never the gradient."""
     shuffle: bool = True
     """Shuffle prompts before cutting mini-batches."""
-    clip_ratio: NonNegativeFloat = 0.2
-    """PPO's epsilon, on both sides unless the next two say otherwise."""
+    clip_ratio: NonNegativeFloat | None = None
+    """Epsilon of the clipped ratio, on both sides unless the next two say otherwise. null: the
+    loss's own, which is 0.2 for ``vanilla`` and a few ten-thousandths for ``gspo``."""
     clip_ratio_low: NonNegativeFloat | None = None
     """Lower epsilon: ratios below 1 - this are clipped. null: ``clip_ratio``."""
     clip_ratio_high: NonNegativeFloat | None = None
     """Upper epsilon; 0.28 is DAPO's clip-higher. null: ``clip_ratio``."""
-    clip_ratio_c: Annotated[float, Field(gt=1)] = 3.0
-    """Dual clip: bound of the loss for negative advantages, as a multiple (ReTool uses 10)."""
+    clip_ratio_c: Annotated[float, Field(gt=1)] | None = 3.0
+    """Dual clip: bound of the loss for negative advantages, as a multiple (ReTool uses 10). null:
+    none."""
     policy_loss: PolicyLossConfig = PolicyLossConfig()
     loss_agg_mode: AggregationMode = "token-mean"
     """How token losses are averaged. ``seq-mean-token-sum-norm`` divides by a constant."""

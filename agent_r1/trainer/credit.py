@@ -51,6 +51,9 @@ class CreditAssigner:
     def __init__(self, config: AlgorithmConfig) -> None:
         self._config = config
         self._estimator = resolve_advantage(config.adv_estimator)
+        names = ("gamma", "lam", "norm_adv_by_std_in_grpo", "process_reward_coef")
+        shared = {name: getattr(config, name) for name in names}
+        self._advantages = bind(self._estimator, options=config.adv_kwargs, shared=shared)
         policy = config.outcome_policy
         table = {name: getattr(policy, name) for name in _CUT_SHORT}
         self._outcomes = OutcomePolicy.from_options(table, penalty=policy.penalty)
@@ -140,7 +143,7 @@ class CreditAssigner:
             state_id=_state_ids(owners) if self._config.adv_estimator == "gigpo" else None,
             counted=rows.counted,
         )
-        result = bind(self._estimator, shared=self._options())(inputs)
+        result = self._advantages(inputs)
         metrics |= _summary(trained, result.advantages, result.returns, values)
         weights = self._weights(trained, recomputed, metrics)
         return Credit(trained, old, result.advantages, result.returns, weights, metrics)
@@ -150,10 +153,6 @@ class CreditAssigner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._kl.load_state_dict(state["kl"])
-
-    def _options(self) -> dict[str, Any]:
-        names = ("gamma", "lam", "norm_adv_by_std_in_grpo", "process_reward_coef")
-        return {name: getattr(self._config, name) for name in names}
 
     def _kl_in_reward(
         self, batch: Batch, old: Tensor, ref: Tensor, metrics: dict[str, float]

@@ -375,16 +375,16 @@ def _policy_loss(config: ActorConfig) -> Callable[[PolicyLossInputs], PolicyLoss
     Bounds that the configuration leaves alone are the loss's own, because a sensible
     epsilon of a token ratio (PPO) is a thousand times that of a sequence ratio (GSPO).
     """
-    shared: dict[str, float] = {"clip_ratio_c": config.clip_ratio_c}
-    both = config.clip_ratio if "clip_ratio" in config.model_fields_set else None
+    shared: dict[str, float | None] = {"clip_ratio_c": config.clip_ratio_c}
     for name, value in (
         ("clip_ratio_low", config.clip_ratio_low),
         ("clip_ratio_high", config.clip_ratio_high),
     ):
-        chosen = both if value is None else value
+        chosen = config.clip_ratio if value is None else value
         if chosen is not None:
             shared[name] = chosen
-    return bind(resolve_policy_loss(config.policy_loss.loss_mode), shared=shared)
+    loss = config.policy_loss
+    return bind(resolve_policy_loss(loss.loss_mode), options=loss.kwargs, shared=shared)
 
 
 def _values(critic: nn.Module, part: Batch) -> Values:

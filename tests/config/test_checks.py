@@ -156,3 +156,22 @@ def test_the_choices_of_the_schema_are_those_of_the_algorithms():
     defaults = OutcomePolicyConfig().model_dump()
     for outcome, treatment in DEFAULT_TREATMENTS.items():
         assert defaults.get(outcome.value, treatment.value) == treatment.value
+
+
+def test_an_option_that_an_estimator_does_not_take_is_an_error_before_the_first_step():
+    from agent_r1.trainer.credit import CreditAssigner
+
+    config = load("algorithm.adv_estimator=gigpo", "algorithm.adv_kwargs.step_advantage_w=0.5")
+    CreditAssigner(config.algorithm)
+    config = load("algorithm.adv_estimator=gigpo", "algorithm.adv_kwargs.step_adv=0.5")
+    with pytest.raises(ConfigError, match="step_adv"):
+        CreditAssigner(config.algorithm)
+
+
+def test_an_option_that_a_loss_does_not_take_is_an_error():
+    from agent_r1.trainer.worker import _policy_loss
+
+    _policy_loss(load("actor_rollout_ref.actor.clip_ratio_c=null").actor_rollout_ref.actor)
+    config = load("actor_rollout_ref.actor.policy_loss.kwargs.epsilom=0.5")
+    with pytest.raises(ConfigError, match="epsilom"):
+        _policy_loss(config.actor_rollout_ref.actor)
