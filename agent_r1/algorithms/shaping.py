@@ -30,6 +30,6 @@ def has_signal(metric: Sequence[float], tolerance: float = 1e-9) -> bool:
     before any shaping: penalties make every group look alive. Fewer than two siblings,
     or a number that is not finite, is no signal.
     """
-    if len(metric) < 2 or not all(math.isfinite(value) for value in metric):
+    if not metric or not all(math.isfinite(value) for value in metric):
         return False
     return max(metric) - min(metric) > tolerance

@@ -43,6 +43,17 @@ def test_gae_bootstraps_what_was_cut(batch, same):
     same(result.returns, [[0, 2.061, 0, 2.8], [0, 0.765, 0, 1.0]])
 
 
+def test_gae_bootstraps_a_short_trajectory_beside_a_long_one(batch, same):
+    inputs = batch(
+        [".0", ".0.1"],
+        [1.0, 1.0],
+        values=torch.zeros(2, 4).double(),
+        truncated=[True, False],
+        bootstrap_value=[2.0, 2.0],
+    )
+    same(gae(inputs, whiten=False).returns, [[0, 3.0, 0, 0], [0, 1.0, 0, 1.0]])
+
+
 def test_gae_chains_across_segments_in_their_order(batch, same):
     whole = batch([".0.1"], [1.0], values=[[0, 0.5, 0, 0.25]])
     parts = batch(

@@ -47,6 +47,21 @@ def test_process_rewards_reach_gae(batch, same):
     same(result.advantages, [[0, 0, 0.5, 0, 0.75, 0]])
 
 
+@pytest.mark.parametrize(("coef", "gains"), [(0.0, 0.0), (0.5, 0.25), (2.0, 1.0)])
+def test_the_coefficient_weighs_process_rewards_in_returns(coef, gains, batch, same):
+    inputs = batch([".0.1"], [1.0], turn_reward=[[0.5, 0.0]])
+    options = {"process_reward_coef": coef, "process_reward_norm": "none"}
+    same(
+        reinforce_plus_plus(inputs, whiten=False, **options).returns,
+        [[0, 1 + gains, 0, 1]],
+    )
+
+
+def test_process_rewards_of_who_is_not_counted_have_no_baseline(batch, same):
+    inputs = batch([".0", ".0"], [1.0, 1.0], turn_reward=[[5.0], [3.0]], counted=[False, False])
+    same(dr_grpo(inputs, process_reward_norm="none").advantages, torch.zeros(2, 2).double())
+
+
 def test_process_rewards_are_centred_per_group_and_credited_onwards(batch, same):
     # Process rewards of the group: 1, 0, 0, 0.2 -> mean 0.3 -> z = .7, -.3 | -.3, -.1
     inputs = batch([".0.1", ".0.1"], [1.0, 0.0], turn_reward=[[1.0, 0.0], [0.0, 0.2]])
