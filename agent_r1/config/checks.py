@@ -247,3 +247,9 @@ def _remarks(config: Config) -> Iterator[str]:
             "actor_rollout_ref.actor.loss_scale_factor has no effect with loss_agg_mode="
             f"{actor.loss_agg_mode}; it belongs to seq-mean-token-sum-norm"
         )
+    trainer = config.trainer
+    if trainer.nnodes * trainer.n_gpus_per_node > 1:
+        yield (
+            f"trainer.nnodes={trainer.nnodes} and trainer.n_gpus_per_node="
+            f"{trainer.n_gpus_per_node}: a run is one process on one device; the others stay idle"
+        )

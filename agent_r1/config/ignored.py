@@ -29,7 +29,6 @@ RENAMED: dict[str, str] = {
     "actor_rollout_ref.actor.optim.optimizer": "actor_rollout_ref.actor.optim.name",
     "actor_rollout_ref.actor.optim.warmup_style": "actor_rollout_ref.actor.optim.lr_scheduler_type",
     "actor_rollout_ref.ref.model.path": "actor_rollout_ref.ref.path",
-    "actor_rollout_ref.rollout.agent.num_workers": "tool.max_workers",
     "actor_rollout_ref.rollout.multi_turn.max_assistant_turns": "tool.max_turns",
     "actor_rollout_ref.rollout.multi_turn.max_tool_response_length": (
         "tool.max_tool_response_length"

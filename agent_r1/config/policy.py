@@ -187,8 +187,12 @@ class RolloutConfig(Section):
     """Embedded engine: schedule in virtual time, so that runs repeat to the last bit whatever the
     tools' latency. false: trajectories rejoin as soon as their tool answers, which is faster
     when tools are slow."""
+    deterministic: bool = True
+    """Embedded engine: tokens and log-probabilities depend on seeds and texts to the last bit,
+    and not on how long tools take."""
     readmit_after: PositiveInt = 8
-    """Embedded engine, deterministic: decode steps after which a trajectory rejoins."""
+    """Embedded engine, if deterministic: decoding steps after which a sequence whose tool has
+    answered goes on. Higher lets slower tools keep up, lower wastes fewer steps."""
     trajectory_timeout_s: PositiveFloat | None = 600.0
     """Wall-clock seconds of one trajectory, after which it counts as ``timeout``. null: none."""
     max_failed_share: Share = 0.2

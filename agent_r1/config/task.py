@@ -231,8 +231,6 @@ class ToolConfig(Section):
     """Longest tool response, in characters; the rest is cut."""
     timeout_s: PositiveFloat = 60.0
     """Seconds for one environment step; afterwards the trajectory ends with ``tool_error``."""
-    max_workers: PositiveInt = 32
-    """Threads that run environment steps."""
 
 
 class SandboxLimitsConfig(Section):
@@ -266,7 +264,8 @@ class SandboxConfig(Section):
     workers: PositiveInt | None = None
     """Programs that run at once. null: one per processor."""
     isolation: Literal["strict", "landlock", "process"] = "strict"
-    """Isolation that the host must provide. A weaker level must be named here to be accepted."""
+    """What the host must provide. ``strict``: namespaces of its own for every program. Where the
+    kernel refuses them, a weaker level is used only if it is named here."""
     session: Annotated[Literal["none", "trajectory"], NoneWord] = "none"
     """``trajectory``: calls of one trajectory share an interpreter and so its variables."""
     limits: SandboxLimitsConfig = SandboxLimitsConfig()

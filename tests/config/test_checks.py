@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_r1.config import Config, load_config
+from agent_r1.config import Config, ConfigWarning, load_config
 from agent_r1.config.checks import ESTIMATORS, POLICY_LOSSES, WITH_CRITIC, needs_critic
 from agent_r1.errors import ConfigError
 
@@ -175,3 +175,35 @@ def test_an_option_that_a_loss_does_not_take_is_an_error():
     config = load("actor_rollout_ref.actor.policy_loss.kwargs.epsilom=0.5")
     with pytest.raises(ConfigError, match="epsilom"):
         _policy_loss(config.actor_rollout_ref.actor)
+
+
+def test_the_levels_of_isolation_are_those_of_the_sandbox():
+    from typing import get_args
+
+    from agent_r1.config.task import SandboxConfig
+    from agent_r1.sandbox.isolation import LEVELS
+
+    assert get_args(SandboxConfig.model_fields["isolation"].annotation) == LEVELS
+
+
+def test_the_limits_of_a_program_are_those_of_the_sandbox():
+    from dataclasses import asdict
+
+    from agent_r1.config.task import SandboxLimitsConfig
+    from agent_r1.sandbox.base import Limits
+
+    assert SandboxLimitsConfig().model_dump() == asdict(Limits())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.n_gpus_per_node=8"], "one process on one device"),
+        (["actor_rollout_ref.ref.path=x"], "no KL term is in use"),
+        (["actor_rollout_ref.actor.loss_scale_factor=5"], "seq-mean-token-sum-norm"),
+        (["actor_rollout_ref.rollout.top_k=5"], "top_k=0 in training"),
+    ],
+)
+def test_what_is_easily_overlooked_is_a_remark(overrides, words):
+    with pytest.warns(ConfigWarning, match=words):
+        load(*overrides)
