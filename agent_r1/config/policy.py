@@ -183,8 +183,6 @@ class RolloutConfig(Section):
     """Sequences that the engine decodes at once (its key-value cache slots)."""
     max_concurrency: PositiveInt | None = None
     """Trajectories in flight at once. null: all of a step."""
-    deterministic: bool = True
-    """Embedded engine: schedule in virtual time, so that runs repeat to the last bit whatever the
     tools' latency. false: trajectories rejoin as soon as their tool answers, which is faster
     when tools are slow."""
     deterministic: bool = True
