@@ -9,52 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-_STANDARD: Final = [
-    "abc",
-    "argparse",
-    "ast",
-    "base64",
-    "bisect",
-    "calendar",
-    "cmath",
-    "collections",
-    "contextlib",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "enum",
-    "fractions",
-    "functools",
-    "hashlib",
-    "heapq",
-    "inspect",
-    "io",
-    "itertools",
-    "json",
-    "math",
-    "numbers",
-    "operator",
-    "os",
-    "pathlib",
-    "pprint",
-    "random",
-    "re",
-    "secrets",
-    "string",
-    "struct",
-    "statistics",
-    "sys",
-    "tempfile",
-    "textwrap",
-    "threading",
-    "time",
-    "traceback",
-    "types",
-    "typing",
-    "unicodedata",
-]
+_STANDARD: Final = (
+    *("abc", "bisect", "cmath", "collections", "copy", "dataclasses", "datetime", "decimal"),
+    *("enum", "fractions", "functools", "heapq", "itertools", "json", "math", "operator"),
+    *("random", "re", "statistics", "string", "time", "traceback", "typing"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +25,7 @@ class Tier:
     huge_pages: bool = False
 
 
-PLAIN: Final = Tier("plain", tuple(_STANDARD))
+PLAIN: Final = Tier("plain", _STANDARD)
 NUMPY: Final = Tier("numpy", (*_STANDARD, "numpy", "numpy.random", "numpy.linalg"), True)
 SYMPY: Final = Tier("sympy", (*_STANDARD, "sympy"), True)
 MATH: Final = Tier("math", (*_STANDARD, "numpy", "numpy.random", "numpy.linalg", "sympy"), True)

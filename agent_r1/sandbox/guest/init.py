@@ -109,7 +109,7 @@ class _Slot:
     def _run(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
         self.started[0] = 0
         began = time.monotonic()
-        child = os.fork()
+        child = linux.fork()
         if child == 0:
             self._in_child(order, descriptors)
         exited = os.pidfd_open(child)

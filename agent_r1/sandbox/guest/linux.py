@@ -50,6 +50,7 @@ _ARCHITECTURES: Final = ("x86_64", "aarch64")
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_fork = ctypes.PyDLL(None, use_errno=True).fork
 
 
 def architecture() -> int:
@@ -79,6 +80,15 @@ def clone(flags: int) -> int:
     None of Python's fork hooks run, which is fine for a process of one thread.
     """
     return _syscall("clone", flags | 17, 0, 0, 0, 0)
+
+
+def fork() -> int:
+    """``fork`` without Python's after-fork hooks, which cost more than the fork itself.
+
+    Right for a process of one thread that leaves the hooks' work (new random state, the
+    identity of the main thread) to the child; a program's own ``os.fork`` runs them.
+    """
+    return _check(_fork(), "fork")
 
 
 def unshare(flags: int) -> None:

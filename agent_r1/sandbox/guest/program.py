@@ -12,6 +12,7 @@ import resource
 import signal
 import stat
 import sys
+import threading
 from typing import Any, NoReturn
 
 from agent_r1.sandbox.guest import linux, python
@@ -85,6 +86,7 @@ def confine(
 ) -> None:
     """Drop every privilege, apply the limits, place the files, mark the page ``started``."""
     os.setsid()
+    threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
     _limit(job, memory_bytes)
     if cpu_limited:
         cpu = job["cpu_seconds"]

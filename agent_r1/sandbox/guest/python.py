@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _random
 import atexit
 import builtins
 import gc
 import linecache
+import random
 import signal
 import sys
 import threading
@@ -17,6 +19,15 @@ from agent_r1.sandbox.guest import tracebacks
 FILE_NAME: Final = "main.py"
 _FOLDER: Final = "/sandbox/work"
 _INTERRUPTED: Final = 130
+_REHEARSALS: Final = 12
+_REHEARSED: Final = (
+    "print(1 + 1)",
+    "import math\ndef f(n):\n    return [i * i for i in range(n)]\nprint(sum(f(9)), math.pi)",
+    "class A:\n    pass\nprint(f'{A.__name__} {1.5:.2f}', {'a': [1, (2, 3)]}, sep=', ')",
+    "def g(x):\n    raise ValueError(x)\ng(3)",
+    "1 / 0",
+    "x = (",
+)
 _NEEDS_FILE: Final = ("multiprocessing", "__file__", "concurrent", "runpy", "import main")
 
 
@@ -86,8 +97,10 @@ class Main:
 
     def finish(self, code: int, source: str) -> int:
         """What the interpreter does at its end, without taking the interpreter apart."""
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
+        if len(threading._active) > 1 or threading._threading_atexits:  # type: ignore[attr-defined]
+            threading._shutdown()  # type: ignore[attr-defined]
+        if atexit._ncallbacks():
+            atexit._run_exitfuncs()
         names = self.names
         for private in (True, False):
             for name in list(names):
@@ -101,12 +114,40 @@ class Main:
 def reseed(seed: int | None) -> None:
     """Random state that differs in every run, or that is the same for the same seed."""
     modules = sys.modules
-    if seed is not None and "random" in modules:  # otherwise reseeded by its own fork hook
-        modules["random"].seed(seed)
+    if seed is None:  # the C method reads the kernel's randomness and touches little else
+        for generator in generators():
+            _random.Random.seed(generator)
+    else:
+        random.seed(seed)
+        if "sympy.core.random" in modules:
+            modules["sympy.core.random"].seed(seed)
     if "numpy.random" in modules:
         modules["numpy.random"].seed(None if seed is None else seed % (1 << 32))
-    if "sympy.core.random" in modules:
-        modules["sympy.core.random"].seed(seed)
+
+
+def generators() -> list[random.Random]:
+    """The shared generators of the libraries that are loaded."""
+    found: list[random.Random] = [random._inst]
+    if "sympy.core.random" in sys.modules:
+        found.append(sys.modules["sympy.core.random"].rng)
+    return found
+
+
+def rehearse() -> None:
+    """Run programs once in the zygote: code that has run is laid out to be shared by forks.
+
+    The interpreter writes into a function's code while it specialises it, and each page
+    written after a fork is a page copied, in every run.
+    """
+    hook, module, arguments = sys.excepthook, sys.modules["__main__"], sys.argv
+    path, handler = list(sys.path), signal.getsignal(signal.SIGINT)
+    for _ in range(_REHEARSALS):
+        for source in _REHEARSED:
+            flush(Main(source, None).execute(source, False))
+    sys.excepthook, sys.modules["__main__"], sys.argv = hook, module, arguments
+    sys.path[:] = path
+    signal.signal(signal.SIGINT, handler)
+    linecache.clearcache()
 
 
 def exit_code(error: SystemExit) -> int:

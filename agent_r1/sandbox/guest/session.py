@@ -15,7 +15,7 @@ import signal
 import socket
 from typing import NoReturn
 
-from agent_r1.sandbox.guest import messages, program
+from agent_r1.sandbox.guest import linux, messages, program
 
 
 class Session:
@@ -24,7 +24,7 @@ class Session:
     def __init__(self, order: messages.Order, started: mmap.mmap) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         started[0] = 0
-        self.pid = os.fork()
+        self.pid = linux.fork()
         if self.pid == 0:
             _live(theirs, order.memory_bytes, started)
         theirs.close()

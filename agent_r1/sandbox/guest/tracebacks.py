@@ -14,6 +14,8 @@ from types import TracebackType
 
 _KEPT = 60
 """Frames kept at each end of a stack."""
+_never_freed: list[list[TracebackType]] = []
+"""Freeing a million frames takes longer than the process has left to live."""
 
 
 def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -44,5 +46,6 @@ def shorten(trace: TracebackType | None) -> TracebackType | None:
         entries.append(trace)
         trace = trace.tb_next
     if len(entries) > 2 * _KEPT:
+        _never_freed.append(entries)
         entries[_KEPT - 1].tb_next = entries[-_KEPT]
     return entries[0] if entries else None

@@ -19,7 +19,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import init, linux, messages, root, warmup
+from agent_r1.sandbox.guest import init, linux, messages, python, root, warmup
 from agent_r1.sandbox.guest.supervisor import NAMESPACES, write_maps
 
 _PROGRAM_ID = 1000
@@ -34,6 +34,7 @@ def main() -> NoReturn:
     _forget_bootstrap()
     sys.path.extend(spec["paths"])
     loaded = _import_all(spec["modules"])
+    python.rehearse()
     gc.disable()
     gc.collect()
     gc.freeze()
