@@ -183,11 +183,10 @@ class RolloutConfig(Section):
     """Sequences that the engine decodes at once (its key-value cache slots)."""
     max_concurrency: PositiveInt | None = None
     """Trajectories in flight at once. null: all of a step."""
+    deterministic: bool = True
+    """Embedded engine: schedule in virtual time, so that runs repeat to the last bit whatever the
     tools' latency. false: trajectories rejoin as soon as their tool answers, which is faster
     when tools are slow."""
-    deterministic: bool = True
-    """Embedded engine: tokens and log-probabilities depend on seeds and texts to the last bit,
-    and not on how long tools take."""
     readmit_after: PositiveInt = 8
     """Embedded engine, if deterministic: decoding steps after which a sequence whose tool has
     answered goes on. Higher lets slower tools keep up, lower wastes fewer steps."""
