@@ -43,7 +43,7 @@ from agent_r1.sandbox.client import ClientPolicy, SandboxClient
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 PROGRAM_DEPTH = 5
-"""Generations from the service to a program: supervisor, namespace, zygote, init, program."""
+"""Generations from the service to a program: supervisor, zygote, keeper, init, program."""
 RECORDED = ("tally", "kinds", "typed", "faults", "wrong", "survivors", "samples", "slowest")
 SAMPLE_SECONDS = 10.0
 GONE_SECONDS = 20.0
@@ -288,7 +288,7 @@ async def inject(soak: Soak, services: list[Service], seconds: float) -> None:
         if not family:
             continue
         target = soak.random.choice(family)
-        names = ("supervisor", "namespace", "zygote", "init", "program")
+        names = ("supervisor", "zygote", "keeper", "init", "program")
         soak.faults[f"kill {names[min(target.depth, PROGRAM_DEPTH) - 1]}"] += 1
         if target.depth >= PROGRAM_DEPTH:
             soak.struck_allowed += 1
