@@ -133,7 +133,7 @@ class EmbeddedExecutor:
 
 def _take(pool: ZygotePool) -> Generator[Step, Any, Slot]:
     """A slot of ``pool``; starting one blocks for milliseconds, a tier for up to seconds."""
-    slot: Slot = pool.take_idle() or (yield Call(pool.take))
+    slot: Slot = pool.take_idle() or (yield Call(pool.take, pool.put))
     return slot
 
 

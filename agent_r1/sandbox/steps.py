@@ -59,18 +59,42 @@ async def adrive(flow: Flow[T]) -> T:
 
 
 class Call:
-    """A blocking call; on an event loop it is made in a thread."""
+    """A blocking call; on an event loop it is made in a thread.
 
-    __slots__ = ("function",)
+    When the flow is cancelled meanwhile, ``undo`` receives the value that nobody awaits.
+    """
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.function = function
+    __slots__ = ("_abandoned", "_function", "_lock", "_undo", "_value")
+
+    def __init__(self, function: Callable[[], Any], undo: Callable[[Any], None]) -> None:
+        self._function = function
+        self._undo = undo
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._value: Any = None
 
     def now(self) -> Any:
-        return self.function()
+        return self._function()
+
+    def _in_thread(self) -> None:
+        value = self._function()
+        with self._lock:
+            if not self._abandoned:
+                self._value = value
+                return
+        self._undo(value)
 
     async def later(self) -> Any:
-        return await asyncio.to_thread(self.function)
+        try:
+            await asyncio.to_thread(self._in_thread)
+        except asyncio.CancelledError:
+            with self._lock:
+                self._abandoned = True
+                value, self._value = self._value, None
+            if value is not None:
+                self._undo(value)
+            raise
+        return self._value
 
 
 class Gate:
