@@ -14,7 +14,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -330,22 +330,24 @@ def serve(
     from agent_r1.config import Config
 
     config = _load(Config, file, overrides).sandbox
+    if config.executor != "embedded":
+        raise ConfigError(
+            f"a service runs programs itself; drop sandbox.executor={config.executor}"
+        )
+    from agent_r1.sandbox.embedded import EmbeddedExecutor
     from agent_r1.sandbox.serve import serve as run_serve
     from agent_r1.sandbox.service import ServicePolicy
-    from agent_r1.trainer.build import build_executor
 
-    executor = build_executor(config)
-    try:
+    policy = ServicePolicy(token=os.environ.get(config.token_env))
+    with closing(EmbeddedExecutor(workers=config.workers, isolation=config.isolation)) as executor:
         run_serve(
             executor,
             host,
             port,
-            policy=ServicePolicy(token=os.environ.get(config.token_env)),
+            policy=policy,
             allow_anonymous=allow_anonymous,
             ready=lambda url: click.echo(f"serving {url} (Ctrl-C to stop)", err=True),
         )
-    finally:
-        executor.close()
 
 
 @cli.command(

@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+import httpx
 import pytest
 import yaml
 
@@ -229,3 +231,32 @@ def test_an_interruption_says_how_to_go_on():
     assert done.stderr.strip() == (
         "Interrupted. What is finished is in runs/x; the same command continues there."
     )
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_the_sandbox_is_served_until_it_is_told_to_stop(stop):
+    command = [sys.executable, "-m", "agent_r1", "sandbox", "serve", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as service:
+        first = service.stderr.readline()
+        if "denies" in first:
+            pytest.skip("this kernel cannot isolate programs")
+        assert first.startswith("serving http://127.0.0.1:"), first
+        url = first.split()[1]
+        answer = httpx.post(
+            f"{url}/run_code", json={"code": "print(6 * 7)", "language": "python"}, timeout=60
+        )
+        assert answer.json()["run_result"]["stdout"] == "42\n"
+        assert "libtorch" not in Path(f"/proc/{service.pid}/maps").read_text()
+        service.send_signal(stop)
+        assert service.wait(30) == 0 and service.stderr.read() == ""
+
+
+def test_a_service_needs_a_token_beyond_this_machine():
+    done = shell("agent-r1 sandbox serve --host 0.0.0.0 --port 0")
+    assert done.returncode == 2 and "set a token" in done.stderr
+
+
+def test_a_service_runs_programs_itself():
+    line = "agent-r1 sandbox serve sandbox.executor=http sandbox.endpoints=http://127.0.0.1:1"
+    done = shell(line)
+    assert done.returncode == 2 and "runs programs itself" in done.stderr
