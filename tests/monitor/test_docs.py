@@ -1,0 +1,54 @@
+"""The page about run folders shows code that runs and files and metrics that exist."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from agent_r1.config import Config
+from agent_r1.monitor import RunFolder, rollout_metrics
+from agent_r1.testing import make_trajectory
+from agent_r1.types import Outcome, Reward
+
+PAGE = (Path(__file__).parents[2] / "docs" / "runs.md").read_text()
+
+
+def trajectory(value):
+    made = make_trajectory([("<code>1</code>", "1"), "answer"])
+    return dataclasses.replace(made, reward=Reward(value, {"accuracy": max(value, 0.0)}))
+
+
+def test_the_example_reads_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(Path("run"), Config()) as run:
+        batch = [trajectory(1.0), trajectory(-1.0)]
+        run.store(batch, step=1)
+        run.log(rollout_metrics(batch), step=1)
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    exec(compile(example, "docs/runs.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == [
+        "1 0.5",
+        "<code>1</code>1answer",
+        "<code>1</code>answer",
+    ]
+
+
+def test_the_rollout_metrics_of_the_page_exist():
+    batch = [trajectory(1.0), dataclasses.replace(trajectory(0.0), outcome=Outcome.LENGTH)]
+    made = set(rollout_metrics(batch))
+    table = PAGE.split("## Metrics")[1].split("## Loggers")[0]
+    names = re.findall(r"`([a-z_]+/[a-z_/]+)`", table)
+    rollout = [
+        name
+        for name in names
+        if name.split("/")[0]
+        in ("rollout", "tool", "response_length", "num_turns", "critic", "outcome")
+    ]
+    assert len(rollout) >= 9
+    assert set(rollout) <= made
+
+
+def test_the_files_of_the_page_are_those_of_a_run(tmp_path):
+    with RunFolder(tmp_path, Config()):
+        pass
+    written = {path.name for path in tmp_path.iterdir()} - {".lock"}
+    assert all(f"`{name}`" in PAGE for name in written)
