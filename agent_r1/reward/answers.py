@@ -13,6 +13,7 @@ What counts as *the answer* of a text, in all rewards here:
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from fractions import Fraction
@@ -160,6 +161,7 @@ def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
         return True
     if as_number(answer) is not None and as_number(reference) is not None:
         return False
+    load_verifier()
     try:
         with time_limit(seconds):
             return _verify(answer, reference)
@@ -167,10 +169,17 @@ def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
         return False
 
 
+@functools.cache
+def load_verifier() -> None:
+    """Import math-verify, which takes a second, and quieten its warning about time limits."""
+    import math_verify  # noqa: F401
+
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def _verify(answer: str, reference: str) -> bool:
     """Ask math-verify. Its own time limits are off: they work in main threads only."""
-    for name in ("math_verify.parser", "math_verify.grader"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # it warns that its limits are off
     from math_verify import parse, verify
 
     left, right = (

@@ -35,11 +35,14 @@ class Traits:
     ``inline``: it is quick on *any* text (no parser, no regular expression that can run
     away), so it needs no process of its own. ``on_timeout`` makes the reward of a
     trajectory that could not be graded in time, from the function's own keyword
-    arguments; for graders where only the model's text can be the cause.
+    arguments; for graders where only the model's text can be the cause. ``prepare`` does
+    once, and outside of every time limit, what the first call would otherwise do (imports:
+    a module interrupted half-way stays broken).
     """
 
     inline: bool = False
     on_timeout: Callable[..., Reward] | None = None
+    prepare: Callable[[], None] | None = None
 
 
 def _no_reward(entry: object) -> str | None:
@@ -67,12 +70,16 @@ _TRAITS: dict[Callable[..., Any], Traits] = {}
 
 
 def register_reward(
-    name: str, *, inline: bool = False, on_timeout: Callable[..., Reward] | None = None
+    name: str,
+    *,
+    inline: bool = False,
+    on_timeout: Callable[..., Reward] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: make a function available as ``reward.name=NAME``; see :class:`Traits`."""
 
     def add(fn: Callable[..., Any]) -> Callable[..., Any]:
-        _TRAITS[fn] = Traits(inline, on_timeout)
+        _TRAITS[fn] = Traits(inline, on_timeout, prepare)
         return REWARDS.register(name)(fn)
 
     return add
@@ -84,7 +91,7 @@ def traits_of(fn: Callable[..., Any]) -> Traits:
         found = traits_of(fn.func)
         if found.on_timeout is None:
             return found
-        return Traits(found.inline, functools.partial(found.on_timeout, **fn.keywords))
+        return replace(found, on_timeout=functools.partial(found.on_timeout, **fn.keywords))
     return _TRAITS.get(fn, Traits())
 
 

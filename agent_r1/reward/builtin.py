@@ -16,6 +16,7 @@ from agent_r1.errors import ConfigError, RewardError
 from agent_r1.reward.answers import (
     boxed,
     final_answer,
+    load_verifier,
     math_equal,
     numeric_equal,
     prose,
@@ -90,7 +91,7 @@ def numeric(
     return _graded(_right(trajectory, equal), correct, wrong)
 
 
-@register_reward("math", on_timeout=_ungraded)
+@register_reward("math", on_timeout=_ungraded, prepare=load_verifier)
 def math(trajectory: Trajectory, *, correct: float = 1.0, wrong: float = 0.0) -> Reward:
     """The answer means the same mathematical object as the reference."""
     return _graded(_right(trajectory, math_equal), correct, wrong)
@@ -100,7 +101,7 @@ def _retool_ungraded(**_: Any) -> Reward:
     return _ungraded(wrong=-1.0)
 
 
-@register_reward("retool", on_timeout=_retool_ungraded)
+@register_reward("retool", on_timeout=_retool_ungraded, prepare=load_verifier)
 def retool(
     trajectory: Trajectory, *, tool_bonus: float = 0.0, wrong_ceiling: float = -0.6
 ) -> Reward:
@@ -166,7 +167,7 @@ def tool_use(
     return Reward(sum(per_turn), {"tool_use": sum(per_turn)})
 
 
-@register_reward("weighted_sum")
+@register_reward("weighted_sum", prepare=load_verifier)
 def weighted_sum(trajectory: Trajectory, *, rewards: Mapping[str, Any]) -> Reward:
     """The weighted sum of other rewards.
 

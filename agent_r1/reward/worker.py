@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from agent_r1.reward.base import make_reward, normalise_reward, with_options
+from agent_r1.reward.base import make_reward, normalise_reward, traits_of, with_options
 from agent_r1.reward.limits import TimeLimit, time_limit
 from agent_r1.types import Reward, Trajectory
 
@@ -93,6 +93,9 @@ def main() -> None:
             if isinstance(job.fn, str)
             else with_options(job.fn, job.name, job.options)
         )
+        prepare = traits_of(fn).prepare
+        if prepare is not None:
+            prepare()
         grade_one = functools.partial(grade, fn, job.name, timeout_s=job.timeout_s)
     except Exception as error:
         write_frame(answers, Verdict(error=describe(error)))

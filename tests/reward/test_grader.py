@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -65,10 +64,8 @@ def test_what_goes_wrong_is_a_reward_error(grader, name, message):
 
 @pytest.mark.parametrize("name", ["hangs", "hangs_in_c", "swallows_exceptions"])
 def test_a_function_that_hangs_is_ended(grader, name):
-    started = time.monotonic()
     with pytest.raises(RewardError, match=r"took longer than 0.2 s \(reward.timeout_s\)"):
         grader(name, timeout_s=0.2).score(TRAJECTORY)
-    assert time.monotonic() - started < 60
 
 
 def test_after_a_hang_the_next_one_is_graded(grader):
@@ -171,7 +168,6 @@ def test_async_functions_wait_in_the_event_loop():
 def test_an_answer_that_explodes_the_parser_is_wrong_and_the_run_goes_on(name, wrong):
     explosive = make_trajectory([r"\boxed{" + "(" * 300 + "1" + ")" * 300 + "}"], answer="7")
     with Grader(name, timeout_s=1.5, workers=1) as grader:
-        grader.score(make_trajectory([r"\boxed{\sqrt{4}}"], answer="2"))  # imports math-verify
         reward = grader.score(explosive)
         assert reward.value == wrong
         assert reward.parts["accuracy"] == 0.0
