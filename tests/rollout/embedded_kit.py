@@ -139,6 +139,8 @@ async def episode(
             if turn + 1 < turns:
                 await asyncio.sleep(delay())
                 tokens += prompt(seed + turn, 3 + (seed + turn) % 5)
+        if delay():
+            await asyncio.sleep(delay())
     finally:
         built.release(name)
     return Episode(tuple(tokens), tuple(starts), tuple(completions))

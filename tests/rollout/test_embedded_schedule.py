@@ -95,6 +95,29 @@ def test_a_release_takes_effect_at_the_due_step() -> None:
     assert (schedule.poll(), schedule.gone()) == (Verdict.RUN, [first])
 
 
+def test_the_next_wave_starts_from_the_same_state_however_early_releases_came() -> None:
+    steps = []
+    for early in (True, False):
+        schedule = _schedule()
+        first, second = _start(schedule, "a", "b")
+        schedule.turn_over(first)
+        schedule.step += 3
+        schedule.turn_over(second)
+        if not early:
+            schedule.poll()  # time reaches the steps at which both are due
+            schedule.release("a")
+            schedule.poll()
+        schedule.release("a")
+        schedule.release("b")
+        schedule.open(["c"])
+        schedule.submit("c", _request())
+        assert schedule.poll() is Verdict.RUN
+        schedule.gone()
+        assert [s.id for s in schedule] == ["c"]
+        steps.append(schedule.step)
+    assert steps[0] == steps[1] == 8
+
+
 def test_giving_up_lets_the_others_go_on() -> None:
     schedule = _schedule()
     schedule.open(["a", "b"])

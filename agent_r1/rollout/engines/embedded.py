@@ -12,9 +12,10 @@ from torch import nn
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_cache import SlotCache
-from agent_r1.rollout.engines.embedded_loop import DecodeLoop, EngineStats, Reply
+from agent_r1.rollout.engines.embedded_loop import DecodeLoop
 from agent_r1.rollout.engines.embedded_model import Twin, make_runner
 from agent_r1.rollout.engines.embedded_native import load_native
+from agent_r1.rollout.engines.embedded_report import EngineStats, Reply
 from agent_r1.rollout.engines.embedded_schedule import Request, Schedule
 from agent_r1.rollout.engines.embedded_slots import SlotTable
 from agent_r1.rollout.engines.embedded_stop import StopSets, token_bytes

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +16,7 @@ from agent_r1.rollout.engines.embedded_attention import Chunk, StepBatch
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_model import Runner
 from agent_r1.rollout.engines.embedded_native import Native
+from agent_r1.rollout.engines.embedded_report import Counters, EngineStats, Reply
 from agent_r1.rollout.engines.embedded_rows import RowArrays
 from agent_r1.rollout.engines.embedded_sampler import sample
 from agent_r1.rollout.engines.embedded_schedule import (
@@ -33,76 +31,8 @@ from agent_r1.rollout.engines.embedded_stop import StopSets
 from agent_r1.types import Completion, Finish
 
 _LOG = logging.getLogger(__name__)
-T = TypeVar("T")
 _CLOSED = "the engine is closed; build a new one"
 _SHARED_LEAST = 8
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What an engine has done since it was built."""
-
-    generated_tokens: int = 0
-    prefill_tokens: int = 0
-    """Prompt tokens that were computed, the one that each turn's decoding starts from included."""
-    reused_tokens: int = 0
-    """Prompt tokens whose keys and values were still there from the turn before."""
-    shared_tokens: int = 0
-    """Prompt tokens copied from another sequence with the same beginning."""
-    decode_steps: int = 0
-    """Forward passes that sampled."""
-    decode_rows: int = 0
-    """Rows computed in them; equals ``generated_tokens`` as no finished row is computed."""
-    steps: int = 0
-    """Forward passes."""
-    busy_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    """Waiting for announced sequences that were with their environments."""
-    evictions: int = 0
-    late_sequences: int = 0
-    """Sequences that were given up on after ``max_wait_s``."""
-    policy_version: int = 0
-
-
-class Reply(Generic[T]):
-    """The future of an asyncio caller, to be resolved from the engine's thread."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[T] = self.loop.create_future()
-
-    def set(self, value: T) -> None:
-        self._call(self._set_result, value)
-
-    def fail(self, error: BaseException) -> None:
-        self._call(self._set_exception, error)
-
-    def _call(self, function: Callable[[Any], None], argument: Any) -> None:
-        try:
-            self.loop.call_soon_threadsafe(function, argument)
-        except RuntimeError:  # The caller's loop is closed: nobody waits any more.
-            return
-
-    def _set_result(self, value: T) -> None:
-        if not self.future.done():
-            self.future.set_result(value)
-
-    def _set_exception(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(slots=True)
-class _Counters:
-    generated: int = 0
-    prefill: int = 0
-    reused: int = 0
-    shared: int = 0
-    decode_steps: int = 0
-    rows: int = 0
-    steps: int = 0
-    busy: float = 0.0
-    wait: float = 0.0
 
 
 class DecodeLoop:
@@ -133,7 +63,7 @@ class DecodeLoop:
         self._rows = RowArrays()
         self._prefixes = PrefixIndex()
         self._prefilling: list[Tracked] = []
-        self._count = _Counters()
+        self._count = Counters()
         self._version = 0
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()

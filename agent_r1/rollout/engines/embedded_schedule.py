@@ -232,6 +232,10 @@ class Schedule:
         sequence.wave.discard(sequence.id)
         if sequence.wave:
             return
-        for member in self._known.values():
-            if member.wave is sequence.wave:
-                member.due = max(member.due, self.step)
+        members = [s for s in self._known.values() if s.wave is sequence.wave]
+        if not any(s.awaited or s.request for s in self._known.values() if s not in members):
+            # The wave before is over, whether its last releases came before or after time
+            # reached their steps: from here on it must have left nothing behind.
+            self.step = max([self.step, *(s.due for s in self._leaving)])
+        for member in members:
+            member.due = max(member.due, self.step)
