@@ -51,6 +51,7 @@ def packed_attention_forward(
 ) -> tuple[Tensor, None]:
     """The signature that transformers prescribes; returns ``[1, N, H, D_v]``.
 
+    A list passed as the keyword ``probe`` collects the sliding window of every call.
     Raises :class:`ModelError` for what this attention does not compute (attention
     sinks, dropout inside attention), instead of computing something else.
     """
@@ -65,12 +66,14 @@ def packed_attention_forward(
     if unsupported or dropout:
         what = ", ".join(unsupported) or "attention dropout"
         raise ModelError(
-            f"packed attention does not support {what}; load the model with attn='sdpa', "
-            "or set attention_dropout to 0 in its config.json"
+            f"packed attention does not support {what}; train another model, or set "
+            "attention_dropout to 0 in its config.json if that is what it says"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if packing is None:
         return _soft_capped(query, key, value, attention_mask, scale, softcap), None
+    if "probe" in kwargs:
+        kwargs["probe"].append(sliding_window)
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [N, H, D]
     if packing.expand is not None:
         rows = [tensor.index_select(0, packing.expand) for tensor in rows]

@@ -19,7 +19,7 @@ from torch import nn
 
 from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
-from agent_r1.models.logprobs import token_logprobs
+from agent_r1.models.logprobs import packed_states, token_logprobs
 
 DTYPES = {
     "float32": torch.float32,
@@ -177,7 +177,31 @@ def enable_packing(model: nn.Module) -> None:
     # torch drops the gradient of an embedding's padding row, which may be a real token.
     model.get_input_embeddings().padding_idx = None  # type: ignore[operator]
     if next(model.parameters()).device.type != "meta":
+        _check_windows(model)
         _check_packing(model)
+
+
+@torch.no_grad()
+def _check_windows(model: nn.Module) -> None:
+    """Every layer that the config calls sliding must tell its window to the attention.
+
+    A model that puts the window into its mask only would attend too far, and only in rows
+    longer than the window, where no cheap comparison could show it.
+    """
+    config: Any = model.config
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        windowed = getattr(config, "sliding_window", None) is not None
+        kinds = ["sliding_attention"] * (config.num_hidden_layers if windowed else 0)
+    windows: list[int | None] = []
+    ids = torch.zeros((1, 2), dtype=torch.int64, device=next(model.parameters()).device)
+    packed_states(model, ids, ids.new_tensor([2]), probe=windows)
+    told = sum(window is not None for window in windows)
+    if told != list(kinds).count("sliding_attention"):
+        raise ModelError(
+            f"{type(model).__name__} has {list(kinds).count('sliding_attention')} sliding-window "
+            f"layers but {told} of them tell their window; packed attention would be wrong"
+        )
 
 
 @torch.no_grad()

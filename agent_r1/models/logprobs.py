@@ -64,9 +64,17 @@ def wanted_positions(token_ids: Tensor, lengths: Tensor, mask: Tensor | None) ->
 
 
 def packed_states(
-    model: nn.Module, token_ids: Tensor, lengths: Tensor, *, share_prefixes: bool = True
+    model: nn.Module,
+    token_ids: Tensor,
+    lengths: Tensor,
+    *,
+    share_prefixes: bool = True,
+    **options: Any,
 ) -> tuple[PackedLayout, Tensor]:
-    """Last hidden states ``[N, D]`` of the first ``lengths[B]`` tokens of each row."""
+    """Last hidden states ``[N, D]`` of the first ``lengths[B]`` tokens of each row.
+
+    ``options`` reach the attention function.
+    """
     layout = pack(token_ids, lengths, share_prefixes=share_prefixes)
     trunk = trunk_of(model)
     if layout.token_ids.numel() == 0:
@@ -81,6 +89,7 @@ def packed_states(
         attention_mask=no_mask,
         use_cache=False,
         packing=layout,
+        **options,
     )
     states: Tensor = output.last_hidden_state[0]
     return layout, states

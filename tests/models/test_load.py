@@ -129,6 +129,21 @@ def test_layers_that_carry_state_across_rows_are_refused():
         enable_packing(model)
 
 
+def test_a_window_that_attention_is_not_told_of_is_refused():
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = tiny_model().config.to_dict() | {
+        "use_sliding_window": True,
+        "sliding_window": 100,
+        "layer_types": ["sliding_attention", "sliding_attention"],
+    }
+    model = Qwen3ForCausalLM(Qwen3Config(**config)).eval()
+    enable_packing(model)
+    model.base_model.layers[1].self_attn.sliding_window = None
+    with pytest.raises(ModelError, match="2 sliding-window layers but 1 of them"):
+        enable_packing(model)
+
+
 def test_a_model_that_scales_its_logits_in_an_unknown_way_is_refused():
     model = tiny_model()
     model.get_output_embeddings().register_forward_hook(lambda module, args, out: 3.0 * out)
