@@ -321,6 +321,29 @@ def report(name: str, concurrency: int, row: list[Sample]) -> None:
         print(line, flush=True)
 
 
+def table(rows: list[dict[str, object]]) -> str:
+    """Programs per second (p50 ms, CPU ms) of every contestant, and our ratio to the others."""
+    rivals = list(dict.fromkeys(str(row["contestant"]) for row in rows))
+    by_key = {(r["workload"], r["concurrency"], r["contestant"]): r for r in rows}
+    head = ["workload", "concurrency", *rivals, *(f"{rivals[0]} / {name}" for name in rivals[1:])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for workload, concurrency in dict.fromkeys((r["workload"], r["concurrency"]) for r in rows):
+        facts = [by_key[workload, concurrency, name] for name in rivals]
+        rates = [float(str(fact["per_second"])) for fact in facts]
+        cells = [str(workload), str(concurrency)]
+        cells += [
+            f"{rate:.4g}/s ({number(fact['p50_ms'])}, {number(fact['cpu_ms_per_request'])})"
+            for rate, fact in zip(rates, facts, strict=True)
+        ]
+        cells += [f"{rates[0] / rate:.1f}" if rate else "–" for rate in rates[1:]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "–"
+
+
 def machine() -> dict[str, object]:
     model = "unknown"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -395,9 +418,10 @@ def main() -> int:
     settings = {"seconds": options.seconds, "rounds": options.rounds}
     document = {"machine": host, "settings": settings, "rows": rows}
     options.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(table(rows))
     plot(rows, options.out.with_suffix(".png"))
     wrong = sum(sum(sample.wrong.values()) for sample in samples if sample.contestant != "peer")
-    print(f"\nwritten to {options.out}.json and .png; {wrong} wrong answers")
+    print(f"\nwritten to {options.out}.json, .md and .png; {wrong} wrong answers")
     return 1 if wrong else 0
 
 
