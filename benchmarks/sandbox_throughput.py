@@ -332,16 +332,18 @@ def table(rows: list[dict[str, object]]) -> str:
         rates = [float(str(fact["per_second"])) for fact in facts]
         cells = [str(workload), str(concurrency)]
         cells += [
-            f"{rate:.4g}/s ({number(fact['p50_ms'])}, {number(fact['cpu_ms_per_request'])})"
+            f"{number(rate)}/s ({number(fact['p50_ms'])}, {number(fact['cpu_ms_per_request'])})"
             for rate, fact in zip(rates, facts, strict=True)
         ]
-        cells += [f"{rates[0] / rate:.1f}" if rate else "–" for rate in rates[1:]]
+        cells += [f"{rates[0] / rate:.1f}" if rate else "-" for rate in rates[1:]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def number(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else "–"
+    if not isinstance(value, float):
+        return "-"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def machine() -> dict[str, object]:
