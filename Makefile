@@ -23,7 +23,7 @@ quickstart: $(VENV)/.installed  ## Install, then train a tiny agent with a real 
 	$(BIN)/agent-r1 quickstart
 
 test: $(VENV)/.installed-dev lint  ## Install, then run linters and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.installed-dev  ## Tests that take minutes each
 	$(BIN)/python -m pytest -m slow

@@ -136,8 +136,9 @@ class AlgorithmConfig(Section):
     """Estimator of that KL."""
     kl_ctrl: KLControlConfig = KLControlConfig()
     filter_groups: FilterGroupsConfig = FilterGroupsConfig()
-    process_reward_coef: NonNegativeFloat = 0.0
-    """Weight of per-turn process rewards against the outcome reward. 0: they are only logged."""
+    process_reward_coef: NonNegativeFloat = 1.0
+    """Weight of per-turn process rewards, where the reward function gives any, against the outcome
+    reward. 0: they are only logged."""
     outcome_policy: OutcomePolicyConfig = OutcomePolicyConfig()
     rollout_correction: RolloutCorrectionConfig = RolloutCorrectionConfig()
 
