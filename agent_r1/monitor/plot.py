@@ -124,8 +124,7 @@ def plot_curve(run_folder: Path | str, target: Path | str | None = None) -> Path
 
 
 def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> None:
-    drawn = [(series, _points(series, lines)) for series in panel.series]
-    drawn = [(series, points) for series, points in drawn if points]
+    drawn = _with_data(panel, lines)
     has_left = any(not series.right for series, _ in drawn)
     right = axis.twinx() if has_left and any(series.right for series, _ in drawn) else None
     handles = []
@@ -135,6 +134,10 @@ def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> Non
     _dress(axis, panel, percent=panel.share and has_left)
     if right is not None:
         _dress_right(right, next(series for series, _ in drawn if series.right))
+    if not (panel.share and has_left):
+        _start_at_zero(axis)
+    if right is not None:
+        _start_at_zero(right)
     legend = axis.legend(
         handles=handles,
         loc="upper center",
@@ -145,6 +148,27 @@ def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> Non
     )
     for text in legend.get_texts():
         text.set_color(_INK)
+
+
+def _with_data(
+    panel: PanelSpec, lines: Sequence[dict[str, float]]
+) -> list[tuple[Series, list[tuple[float, float]]]]:
+    """The series with data. One that repeats an earlier one tells nothing: rewards of 0 and 1
+    are the success.
+    """
+    found: list[tuple[Series, list[tuple[float, float]]]] = []
+    for series in panel.series:
+        points = _points(series, lines)
+        if points and all(points != earlier for _, earlier in found):
+            found.append((series, points))
+    return found
+
+
+def _start_at_zero(axis: Any) -> None:
+    """Show sizes as sizes, wherever nothing is negative."""
+    values = [y for line in axis.lines for y in line.get_ydata()]
+    if min(values) >= 0:
+        axis.set_ylim(0, max(values) * 1.08 or 1)
 
 
 def _draw_series(axis: Any, series: Series, points: Sequence[tuple[float, float]]) -> Any:

@@ -82,6 +82,20 @@ def test_a_cold_start_has_the_panel_of_its_loss(tmp_path, drawn):
     assert list(lines_of(drawn[0])["training"].get_ydata()) == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
 
 
+def test_a_reward_that_is_the_success_is_not_drawn_twice(tmp_path, drawn):
+    write(tmp_path, [(i, {"rollout/success": i / 3, "critic/rewards/mean": i / 3}) for i in (1, 2)])
+    plot_curve(tmp_path)
+    assert "reward" not in lines_of(drawn[0]) and "success, sampled in training" in lines_of(
+        drawn[0]
+    )
+
+
+def test_sizes_start_at_zero(tmp_path, drawn):
+    write(tmp_path, [(i, {"response_length/mean": 40 + i, "num_turns/mean": 0}) for i in (1, 2)])
+    plot_curve(tmp_path)
+    assert [axis.get_ylim()[0] for axis in drawn[0].axes] == [0, 0]
+
+
 def test_values_that_are_no_numbers_are_left_out(tmp_path, drawn):
     write(tmp_path, [(1, {"train/loss": 2.0}), (2, {"train/loss": "nan"}), (3, {"train/loss": 1})])
     plot_curve(tmp_path)
