@@ -1,4 +1,36 @@
-"""The embedded executor: isolated programs started by this very process."""
+"""The embedded executor: isolated programs, started by this very process.
+
+With ``isolation="strict"``, the default, a program
+
+- sees a read-only root of the interpreter, its installed packages, ``/usr/bin`` and the system
+  libraries, a made-up ``/etc``, and an empty working directory that is gone afterwards;
+- has user, mount, process, network, IPC, host name and control group namespaces of its own:
+  no other process exists for it, no network, not even a loopback;
+- has no capabilities and cannot gain any, and a system call filter (see :mod:`.guest.seccomp`);
+- inherits no memory, environment variable or file descriptor of this process: it is forked
+  from a clean interpreter that was executed inside the namespaces;
+- is held to limits of wall clock, CPU, memory, processes, files and output, and every process
+  that it leaves is ended before the next program runs;
+- never holds a channel to this process: its output is read from pipes, how it ended is
+  reported by the process that waited for it.
+
+All of it works as root and as an ordinary user. Where the kernel denies a primitive the
+first run (or :meth:`EmbeddedExecutor.start`) raises and names the guarantee; the levels
+``"landlock"`` and ``"process"`` do without (see :data:`.isolation.MISSING`).
+
+Not protected, at any level:
+
+- against bugs of the kernel: programs share it, and a hole in it is a way out;
+- against reading what is installed: packages, ``/usr`` and ``/etc/ld.so.cache`` are visible,
+  and so are their paths, the kernel's version and the machine's processors;
+- against timing and cache side channels between programs and with the host;
+- the machine's time: a program may use every core until its limit;
+- the memory of a whole tree, precisely, where no control group can be made (an ordinary user,
+  mostly): each process has its limit, and the sum is sampled every 50 ms;
+- a program against itself: it chooses its exit code and may print anything. In a session,
+  one cell may change what later cells of the same session do;
+- randomness from the kernel (``os.urandom``, ``default_rng()``, ``uuid4``) under a seed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +46,7 @@ from agent_r1.sandbox import cgroups, tiers
 from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.exchange import Exchange, SlotLost
 from agent_r1.sandbox.guest import messages
-from agent_r1.sandbox.isolation import LEVELS, Level
+from agent_r1.sandbox.isolation import LEVELS, MISSING, Level
 from agent_r1.sandbox.jobs import Job, Plan, plan
 from agent_r1.sandbox.pool import PoolSettings, Slot, ZygotePool
 from agent_r1.sandbox.sessions import Session, SessionTable
@@ -48,7 +80,7 @@ class EmbeddedExecutor:
         if isolation not in LEVELS:
             raise ValueError(f"isolation={isolation!r}: choose one of {', '.join(LEVELS)}")
         self.workers = workers or max(8, 2 * (os.cpu_count() or 1))
-        self.isolation = isolation
+        self.isolation: Level = isolation
         self._gate = Gate(self.workers)
         self._max_sessions = max_sessions
         self._lock = threading.Lock()
@@ -56,6 +88,21 @@ class EmbeddedExecutor:
         self._pools: dict[str, ZygotePool] = {}
         self._sessions = SessionTable(max_sessions)
         self._closed = False
+
+    def start(self) -> None:
+        """Start the processes for plain Python now instead of with the first program.
+
+        Raises:
+            SandboxUnavailable: the kernel denies a guarantee; the message names it, and the
+                weaker levels that do without.
+        """
+        pool = self._pool(tiers.PLAIN)
+        pool.put(pool.take())
+
+    @property
+    def missing_guarantees(self) -> tuple[str, ...]:
+        """What this executor's level does not guarantee; empty for ``"strict"``."""
+        return MISSING[self.isolation]
 
     def run(self, request: RunRequest) -> RunResult:
         return drive(self._flow(request))

@@ -76,6 +76,15 @@ def describe(extra: tuple[str, ...] = ()) -> dict[str, object]:
     }
 
 
+def closed_folder() -> str | None:
+    """A folder on the way to the interpreter that only its owner may enter, if there is one."""
+    for start in (sys.base_prefix, sys.prefix, GUEST):
+        for folder in (Path(start), *Path(start).parents):
+            if not folder.stat().st_mode & 1:
+                return str(folder)
+    return None
+
+
 def _outermost(paths: list[str]) -> list[str]:
     """Without duplicates and without paths that lie below another one."""
     chosen: list[str] = []

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from typing import Any, Final
@@ -174,8 +175,21 @@ class ZygotePool:
             environment |= _HUGE_PAGES
         extra = toolchain_paths() if self.tier.name == "tools" else ()
         ids = host_ids()
+        strict = self._settings.level == "strict"
+        scratch = None
+        if not strict:
+            closed = layout.closed_folder()
+            if ids is not None and closed is not None:
+                raise SandboxUnavailable(
+                    f"isolation={self._settings.level!r} runs programs as other users, who may "
+                    f"not enter {closed}: install the interpreter and this package elsewhere"
+                )
+            scratch = tempfile.mkdtemp(prefix="agent-r1-")
+            os.chmod(scratch, 0o711)
+        shown = layout.describe(extra)
         return {
-            **layout.describe(extra),
+            "own_namespaces": strict,
+            **shown,
             "control": control,
             "host": os.getpid(),
             "ids": ids,
@@ -189,6 +203,10 @@ class ZygotePool:
                 "modules": list(self.tier.modules),
                 "single_id": ids is None,
                 "file_bytes": self._settings.file_bytes,
+                "own_namespaces": strict,
+                "first_id": ids[0] if ids is not None else None,
+                "readable": shown["binds"] if self._settings.level == "landlock" else None,
+                "scratch": scratch,
             },
         }
 

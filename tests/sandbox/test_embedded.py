@@ -258,7 +258,7 @@ def test_the_longest_unused_session_makes_room() -> None:
 
 
 def test_unknown_and_missing_languages_are_named(executor: EmbeddedExecutor) -> None:
-    with pytest.raises(LanguageUnavailable, match="'brainfuck'.*known: python"):
+    with pytest.raises(LanguageUnavailable, match=r"'brainfuck'.*known: python"):
         executor.run(RunRequest(code="+", language="brainfuck"))
     if "racket" not in available_languages():
         with pytest.raises(LanguageUnavailable, match="'racket' needs 'racket'"):

@@ -109,7 +109,7 @@ PROCESSES: Final = (
     denied(
         "lower_oom_score",
         "not spared when memory ends",
-        "open('/proc/self/oom_score_adj', 'w').write('-900')",
+        "with open('/proc/self/oom_score_adj', 'w') as f: f.write('-900')",
     ),
     held(
         "environment",

@@ -15,34 +15,52 @@ import select
 import signal
 import socket
 import time
+from dataclasses import dataclass
 from typing import NoReturn
 
-from agent_r1.sandbox.guest import linux, messages, program, seccomp
+from agent_r1.sandbox.guest import landlock, linux, messages, processes, program, seccomp
 from agent_r1.sandbox.guest.session import Session
 
-_BOX = ("/sandbox", "/sandbox/work", "/sandbox/tmp", "/sandbox/shm")
 _FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _MILLISECONDS = 1000
+_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
 _WATCH_SECONDS = 0.05
 """How often the memory of a tree is sampled, beginning with its second such interval."""
 _INTERRUPT_SECONDS = 0.05
 """How long a session has to answer an interrupt before it is killed."""
 
 
-def main(
-    channel: socket.socket, keeper: socket.socket, file_bytes: int, *, own_user: bool
-) -> NoReturn:
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a slot's programs live and as whom."""
+
+    box: str
+    """The private folder with ``work``, ``tmp`` and ``shm`` in it."""
+    user: int | None
+    """The user id of programs; ``None``: that of this process."""
+    own_namespaces: bool
+    readable: tuple[str, ...] | None
+    """With rules in place of namespaces: all that is readable."""
+    file_bytes: int
+
+
+def main(channel: socket.socket, keeper: socket.socket, place: Place) -> NoReturn:
     """Serve the host on ``channel`` until it hangs up."""
-    _mount_proc()
-    with contextlib.suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as file:
-        file.write("0")
+    if place.own_namespaces:
+        _mount_proc()
+    else:
+        linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     linux.drop_bounding_set()
-    if not own_user:  # the program has our user id: keep it out of our /proc entries
-        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    if place.user is None and place.own_namespaces:
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)  # keeps its /proc entries from the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    linux.install_seccomp(seccomp.build_filter())
-    program.prepare(own_user=own_user)
-    slot = _Slot(channel, keeper, file_bytes)
+    rules = None
+    if place.readable is not None:
+        rules = landlock.make_rules(place.readable, (place.box, *_DEVICES))
+    linux.install_seccomp(seccomp.build_filter(own_network=place.own_namespaces))
+    processes.prepare(own_namespace=place.own_namespaces, user=place.user)
+    program.prepare(place.box, place.user, rules, confined=place.own_namespaces)
+    slot = _Slot(channel, keeper, place)
     gc.collect()
     gc.freeze()
     channel.send(messages.HELLO)
@@ -62,19 +80,23 @@ def _mount_proc() -> None:
 class _Slot:
     """The state of one init between runs."""
 
-    def __init__(self, channel: socket.socket, keeper: socket.socket, file_bytes: int) -> None:
+    def __init__(self, channel: socket.socket, keeper: socket.socket, place: Place) -> None:
         self.channel = channel
         self.keeper = keeper
-        self.file_bytes = file_bytes
+        self.file_bytes = place.file_bytes
+        self._folders = [place.box, *(f"{place.box}/{name}" for name in ("work", "tmp", "shm"))]
+        self._own_box = place.own_namespaces
         self.session: Session | None = None
         self.started = mmap.mmap(-1, mmap.PAGESIZE)
         self.pristine = self._box_state()
 
     def _box_state(self) -> tuple[int, ...]:
         """Changes whenever anything was made in or done to the private file system."""
-        stats = [os.stat(path) for path in _BOX]
-        free = os.statvfs("/sandbox")
-        return (free.f_ffree, free.f_bfree, *(s.st_ctime_ns for s in stats))
+        changes = [os.stat(path).st_ctime_ns for path in self._folders]
+        if self._own_box:
+            free = os.statvfs(self._folders[0])
+            changes += (free.f_ffree, free.f_bfree)
+        return tuple(changes)
 
     def serve_one(self) -> None:
         """Wait for an order, run it, report, and leave the slot as it was before."""
@@ -115,7 +137,7 @@ class _Slot:
         exited = os.pidfd_open(child)
         reason = self._wait(exited, order, began + order.wall_seconds)
         os.close(exited)
-        status, cpu = end_all(child)
+        status, cpu = processes.end_all(child)
         seconds = time.monotonic() - began
         if not self.started[0] and reason == messages.EXITED:
             reason = messages.NEVER_STARTED
@@ -172,7 +194,7 @@ class _Slot:
             return messages.Report(reason, True, status << 8, seconds, 0.0)
         self.session = None
         session.close()
-        status, cpu = end_all(session.pid)
+        status, cpu = processes.end_all(session.pid)
         return messages.Report(reason, False, status, time.monotonic() - began, cpu)
 
     def _interrupt(self, session: Session, order: messages.Order) -> int | None:
@@ -193,18 +215,3 @@ class _Slot:
             finally:
                 os._exit(0)
         os.waitpid(child, 0)
-
-
-def end_all(child: int) -> tuple[int, float]:
-    """Kill and reap every process of this slot but ourselves; status of ``child``, CPU of all."""
-    status, cpu = 0, 0.0
-    while True:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-        try:
-            pid, ended, usage = os.wait4(-1, 0)
-        except ChildProcessError:
-            return status, cpu
-        cpu += usage.ru_utime + usage.ru_stime
-        if pid == child:
-            status = ended

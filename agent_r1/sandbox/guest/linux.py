@@ -68,7 +68,8 @@ def _check(result: int, what: str) -> int:
     return result
 
 
-def _syscall(name: str, *arguments: object) -> int:
+def syscall(name: str, *arguments: object) -> int:
+    """Make a call of the table above."""
     number = _SYSCALLS[name][architecture()]
     wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in arguments]
     return _check(_libc.syscall(ctypes.c_long(number), *wide), name)
@@ -79,7 +80,7 @@ def clone(flags: int) -> int:
 
     None of Python's fork hooks run, which is fine for a process of one thread.
     """
-    return _syscall("clone", flags | 17, 0, 0, 0, 0)
+    return syscall("clone", flags | 17, 0, 0, 0, 0)
 
 
 def fork() -> int:
@@ -123,13 +124,13 @@ def bind(source: str, target: str, *, read_only: bool = True, devices: bool = Fa
 def _set_flags_recursively(target: str, flags: int) -> None:
     attributes = ctypes.create_string_buffer(struct.pack("QQQQ", flags & 0xF, 0, 0, 0))
     recursive = 0x8000
-    _syscall("mount_setattr", -100, ctypes.c_char_p(target.encode()), recursive, attributes, 32)
+    syscall("mount_setattr", -100, ctypes.c_char_p(target.encode()), recursive, attributes, 32)
 
 
 def pivot_root(new: str) -> None:
     """Make ``new`` (a mount point) the root and let go of the old one."""
     os.chdir(new)
-    _syscall("pivot_root", ctypes.c_char_p(b"."), ctypes.c_char_p(b"."))
+    syscall("pivot_root", ctypes.c_char_p(b"."), ctypes.c_char_p(b"."))
     umount(".")
     os.chdir("/")
 
@@ -154,7 +155,7 @@ def drop_capabilities() -> None:
     """Give up every capability of this process."""
     header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0))
     data = ctypes.create_string_buffer(24)
-    _syscall("capset", header, data)
+    syscall("capset", header, data)
 
 
 def install_seccomp(program: bytes) -> None:

@@ -15,20 +15,21 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import linux, python
+from agent_r1.sandbox.guest import landlock, linux, processes, python
 
-WORK = "/sandbox/work"
-_ID = 1000
 _state: dict[str, Any] = {}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def prepare(*, own_user: bool) -> None:
+def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) -> None:
     """Once per slot: measure what a child starts with and set what never changes."""
     with open("/proc/self/statm") as file:
         fields = [int(field) for field in file.read().split()]
-    _state.update(own_user=own_user, size=fields[0] * _PAGE, data=fields[5] * _PAGE)
-    _state["private"] = fields[1] - fields[2]
+    _state.update(size=fields[0] * _PAGE, data=fields[5] * _PAGE, private=fields[1] - fields[2])
+    _state.update(box=box, work=f"{box}/work", user=user, rules=rules, confined=confined)
+    if not confined:
+        os.environ.update(HOME=_state["work"], TMPDIR=f"{box}/tmp")
+    python.prepare(_state["work"])
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, 512),
@@ -42,12 +43,13 @@ def prepare(*, own_user: bool) -> None:
 def tree_memory() -> int:
     """Bytes that the processes of this slot hold beyond what they were forked with."""
     pages = 0
-    for name in os.listdir("/proc"):
-        if name.isdigit() and name != "1":
-            with contextlib.suppress(OSError), open(f"/proc/{name}/statm") as file:
-                fields = file.read().split()
-                pages += max(0, int(fields[1]) - int(fields[2]) - _state["private"])
-    used = os.statvfs("/sandbox")
+    for process in processes.listing():
+        with contextlib.suppress(OSError), open(f"/proc/{process}/statm") as file:
+            fields = file.read().split()
+            pages += max(0, int(fields[1]) - int(fields[2]) - _state["private"])
+    if not _state["confined"]:
+        return pages * _PAGE
+    used = os.statvfs(_state["box"])
     return pages * _PAGE + (used.f_blocks - used.f_bfree) * used.f_frsize
 
 
@@ -74,7 +76,7 @@ def become(job: dict[str, Any], memory_bytes: int, started: mmap.mmap) -> NoRetu
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         try:
-            os.execve(command[0], command, job["environment"])
+            os.execve(command[0], command, job["environment"] | _places())
         except OSError as error:
             os.write(2, f"{command[0]}: {error.strerror}\n".encode())
             os._exit(126)
@@ -92,7 +94,7 @@ def confine(
         cpu = job["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
     _drop_privileges()
-    os.chdir(WORK)
+    os.chdir(_state["work"])
     place_files(job)
     started[0] = 1
     started.close()
@@ -107,18 +109,34 @@ def _limit(job: dict[str, Any], memory_bytes: int) -> None:
         space = _state["size"] + 2 * memory_bytes
         set_limit(resource.RLIMIT_AS, (space, space))
     set_limit(resource.RLIMIT_DATA, (data, data))
-    count = job["processes"] + (0 if _state["own_user"] else 2)
-    set_limit(resource.RLIMIT_NPROC, (count, count))
+    own_count = _state["user"] is not None or _state["confined"]
+    if own_count:  # otherwise all processes of our user would count
+        count = job["processes"] + (0 if _state["user"] is not None else 2)
+        set_limit(resource.RLIMIT_NPROC, (count, count))
     set_limit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
 
 
 def _drop_privileges() -> None:
-    if _state["own_user"]:
-        os.setresgid(_ID, _ID, _ID)
-        os.setresuid(_ID, _ID, _ID)
+    user = _state["user"]
+    if user is not None:
+        if not _state["confined"]:
+            os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
     else:
         linux.drop_capabilities()
         linux.prctl(linux.PR_SET_DUMPABLE, 1)
+    if not _state["confined"]:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _state["rules"] is not None:
+        landlock.obey(_state["rules"])
+
+
+def _places() -> dict[str, str]:
+    """Where home and temporary files are, for a program that is executed."""
+    if _state["confined"]:
+        return {}
+    return {"HOME": _state["work"], "TMPDIR": f"{_state['box']}/tmp"}
 
 
 def place_files(job: dict[str, Any]) -> None:
@@ -137,7 +155,7 @@ def collect(job: dict[str, Any], descriptor: int, limit: int) -> None:
     found: dict[str, bytes] = {}
     for path in job["fetch"]:
         try:
-            file = os.open(f"{WORK}/{path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = os.open(f"{_state['work']}/{path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue
         if stat.S_ISREG(os.fstat(file).st_mode):

@@ -17,7 +17,6 @@ from typing import Any, Final
 from agent_r1.sandbox.guest import tracebacks
 
 FILE_NAME: Final = "main.py"
-_FOLDER: Final = "/sandbox/work"
 _INTERRUPTED: Final = 130
 _REHEARSALS: Final = 12
 _REHEARSED: Final = (
@@ -29,6 +28,14 @@ _REHEARSED: Final = (
     "x = (",
 )
 _NEEDS_FILE: Final = ("multiprocessing", "__file__", "concurrent", "runpy", "import main")
+
+
+_places = {"work": "/sandbox/work"}
+
+
+def prepare(work: str) -> None:
+    """Programs live in the folder ``work``."""
+    _places["work"] = work
 
 
 def run(job: dict[str, Any]) -> int:
@@ -49,11 +56,11 @@ class Main:
     def __init__(self, source: str, seed: int | None) -> None:
         self.module = types.ModuleType("__main__")
         self.names = self.module.__dict__
-        path = f"{_FOLDER}/{FILE_NAME}"
-        self.names.update(__builtins__=builtins, __file__=path, __cached__=None)
+        self.file = f"{_places['work']}/{FILE_NAME}"
+        self.names.update(__builtins__=builtins, __file__=self.file, __cached__=None)
         sys.modules["__main__"] = self.module
         sys.argv = [FILE_NAME]
-        sys.path.insert(0, _FOLDER)
+        sys.path.insert(0, _places["work"])
         self.show_source(source)
         sys.excepthook = tracebacks.show
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -62,7 +69,7 @@ class Main:
     def show_source(self, source: str) -> None:
         """Have tracebacks and ``inspect`` find the source, which is in no file."""
         entry = (lambda: source,)
-        linecache.cache[FILE_NAME] = linecache.cache[f"{_FOLDER}/{FILE_NAME}"] = entry
+        linecache.cache[FILE_NAME] = linecache.cache[self.file] = entry
 
     def execute(self, source: str, last_expression: bool) -> int:
         """Run the source in this module's namespace, and show what it does not catch."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from agent_r1.sandbox.guest import linux
 
-WORK = "/sandbox/work"
 GUEST = "/run/agent-r1"
 _MOUNT_POINTS = ("/mnt", "/srv", "/media", "/sys", "/opt", "/tmp")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
@@ -102,15 +101,10 @@ def enter(new: str) -> None:
     linux.pivot_root(new)
 
 
-def mount_box(file_bytes: int, owner: int) -> None:
-    """A fresh private file system for one program: working, temporary and shared memory."""
+def mount_box(file_bytes: int) -> None:
+    """A fresh private file system for the files of one program."""
     options = f"size={file_bytes},nr_inodes={inodes(file_bytes)},mode=0755"
     linux.mount("tmpfs", "/sandbox", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
-    for name, mode in (("work", 0o755), ("tmp", 0o1777), ("shm", 0o1777)):
-        os.mkdir(f"/sandbox/{name}")
-        os.chmod(f"/sandbox/{name}", mode)
-        if owner != os.getuid():
-            os.chown(f"/sandbox/{name}", owner, owner)
 
 
 def inodes(file_bytes: int) -> int:

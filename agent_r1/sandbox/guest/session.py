@@ -15,7 +15,7 @@ import signal
 import socket
 from typing import NoReturn
 
-from agent_r1.sandbox.guest import linux, messages, program
+from agent_r1.sandbox.guest import linux, messages, processes, program
 
 
 class Session:
@@ -34,8 +34,7 @@ class Session:
 
     def hand_over(self, order: messages.Order, descriptors: list[int]) -> None:
         """Let every process of the session continue, with a new job."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGCONT)
+        processes.signal_all(signal.SIGCONT)
         has_input = b"i" if order.flags & messages.STDIN else b"-"
         with contextlib.suppress(OSError):
             sent = descriptors[: 4 if order.flags & messages.STDIN else 3]
@@ -57,8 +56,7 @@ class Session:
 
     def stop(self) -> None:
         """Stop every process of the session until the next job."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGSTOP)
+        processes.signal_all(signal.SIGSTOP)
 
     def close(self) -> None:
         """Forget the interpreter; ending its processes is the caller's."""

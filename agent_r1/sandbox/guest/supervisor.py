@@ -11,12 +11,13 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import linux, root
+from agent_r1.sandbox.guest import linux, processes, root
 
 NAMESPACES = (
     linux.CLONE_NEWNS
@@ -37,12 +38,16 @@ def main() -> NoReturn:
     if os.getppid() != spec["host"]:
         os._exit(0)
     try:
-        child = _start(spec, control)
+        child = _start(spec, control) if spec["own_namespaces"] else _start_plain(spec)
     except OSError as error:
         control.send(json.dumps({"failed": str(error)}).encode())
         os._exit(1)
     control.close()
     _watch(child, host)
+    if not spec["own_namespaces"]:
+        processes.prepare(own_namespace=False, user=None)
+        processes.end_all(child)
+        _remove_folders(spec["zygote"]["scratch"])
     _remove_cgroups(spec["cgroups"])
     os._exit(0)
 
@@ -67,6 +72,15 @@ def _start(spec: dict[str, Any], control: socket.socket) -> int:
         write_maps(child, f"0 {base} {count}", f"0 {base} {count}")
     ours.send(b"m")
     ours.close()
+    return child
+
+
+def _start_plain(spec: dict[str, Any]) -> int:
+    """The zygote of a weaker level: a clean interpreter, and no namespaces."""
+    linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
+    child = os.fork()
+    if child == 0:
+        execute_zygote(spec, spec["guest"])
     return child
 
 
@@ -126,6 +140,10 @@ def _watch(child: int, host: int) -> None:
         if ready:
             os.waitpid(child, 0)
             return
+
+
+def _remove_folders(scratch: str) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_cgroups(folders: list[str]) -> None:

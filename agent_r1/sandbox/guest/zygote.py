@@ -13,10 +13,11 @@ import gc
 import importlib
 import json
 import os
-import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 from typing import Any, NoReturn
 
 from agent_r1.sandbox.guest import init, linux, messages, python, root, warmup
@@ -77,7 +78,7 @@ def _fork_slot(
         ours.close()
         control.close()
         try:
-            _keep(spec, channel, theirs)
+            _keep(spec, index, channel, theirs)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 channel.send(b"E" + str(error).encode()[:4000])
@@ -99,46 +100,95 @@ def _map_slot(spec: dict[str, Any], index: int, keeper: int) -> None:
     write_maps(keeper, maps, maps)
 
 
-def _keep(spec: dict[str, Any], channel: socket.socket, gate: socket.socket) -> NoReturn:
-    """Make the slot's namespaces, start its init, then renew its files whenever init asks."""
-    linux.unshare(NAMESPACES | linux.CLONE_NEWUSER)
-    gate.send(b"u")
-    if not gate.recv(1):
-        raise OSError("the zygote could not map user ids")
+def _keep(
+    spec: dict[str, Any], index: int, channel: socket.socket, gate: socket.socket
+) -> NoReturn:
+    """Make the slot's place, start its init in it, then renew its files whenever init asks."""
+    place = _enter_namespaces(spec, gate) if spec["own_namespaces"] else _find_place(spec, index)
     gate.close()
-    if not spec["single_id"]:
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
-    socket.sethostname("sandbox")
+    box = _Box(place)
+    box.make(place.file_bytes)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    size = spec["file_bytes"]
-    root.mount_box(size, _PROGRAM_ID)
     child = os.fork()
     if child == 0:
         ours.close()
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         try:
-            init.main(channel, theirs, size, own_user=not spec["single_id"])
+            init.main(channel, theirs, place)
         except BaseException as error:
             with contextlib.suppress(OSError):
-                channel.send(b"E" + repr(error).encode()[:4000])
+                channel.send(b"E" + str(error).encode()[:4000])
         os._exit(1)
     theirs.close()
     channel.close()
-    _renew_on_demand(child, ours)
+    _renew_on_demand(child, ours, box)
 
 
-def _renew_on_demand(child: int, requests: socket.socket) -> NoReturn:
-    poller = select.poll()
-    poller.register(requests, select.POLLIN)
+def _enter_namespaces(spec: dict[str, Any], gate: socket.socket) -> init.Place:
+    linux.unshare(NAMESPACES | linux.CLONE_NEWUSER)
+    gate.send(b"u")
+    if not gate.recv(1):
+        raise OSError("the zygote could not map user ids")
+    if not spec["single_id"]:
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+    socket.sethostname("sandbox")
+    user = None if spec["single_id"] else _PROGRAM_ID
+    return init.Place("/sandbox", user, True, None, spec["file_bytes"])
+
+
+def _find_place(spec: dict[str, Any], index: int) -> init.Place:
+    """Without namespaces: a folder of its own and, as root, a user of its own."""
+    user = None if spec["single_id"] else spec["first_id"] + index
+    readable = tuple(spec["readable"]) if spec["readable"] is not None else None
+    box = tempfile.mkdtemp(prefix="agent-r1-", dir=spec["scratch"])
+    return init.Place(box, user, False, readable, spec["file_bytes"])
+
+
+class _Box:
+    """The private files of a slot: a mounted file system of limited size, or a folder."""
+
+    def __init__(self, place: init.Place) -> None:
+        self._place = place
+
+    def make(self, file_bytes: int) -> None:
+        """Make it empty."""
+        place = self._place
+        owner = os.getuid() if place.user is None else place.user
+        if place.own_namespaces:
+            owner = _PROGRAM_ID
+            root.mount_box(file_bytes)
+        os.chmod(place.box, 0o755)
+        for name, mode in (("work", 0o755), ("tmp", 0o1777), ("shm", 0o1777)):
+            path = f"{place.box}/{name}"
+            os.mkdir(path)
+            os.chmod(path, mode)
+            if owner != os.getuid():
+                os.chown(path, owner, owner)
+
+    def clear(self) -> None:
+        """Take it away with all that is in it."""
+        if self._place.own_namespaces:
+            linux.umount(self._place.box)
+            return
+        for name in ("work", "tmp", "shm"):
+            shutil.rmtree(f"{self._place.box}/{name}", ignore_errors=True)
+
+    def remove(self) -> None:
+        """The slot has ended. What is mounted ends with the namespace."""
+        if not self._place.own_namespaces:
+            shutil.rmtree(self._place.box, ignore_errors=True)
+
+
+def _renew_on_demand(child: int, requests: socket.socket, box: _Box) -> NoReturn:
     while True:
-        poller.poll()
         data = requests.recv(16)
         if not data:
             os.waitpid(child, 0)
+            box.remove()
             os._exit(0)
-        linux.umount("/sandbox")
-        root.mount_box(int(data), _PROGRAM_ID)
+        box.clear()
+        box.make(int(data))
         requests.send(b"r")

@@ -1,0 +1,79 @@
+"""The processes of one slot, as its init sees them: all others, or its own descendants."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from typing import Any
+
+_PAUSE = 0.001
+_settings: dict[str, Any] = {"own_namespace": True, "user": None}
+
+
+def prepare(*, own_namespace: bool, user: int | None) -> None:
+    """Without a process namespace, ``user`` is the user id of this slot's programs alone."""
+    _settings.update(own_namespace=own_namespace, user=user)
+
+
+def listing() -> list[int]:
+    """Every process of the slot but init."""
+    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    if _settings["own_namespace"]:
+        return [number for number in numbers if number != 1]
+    children: dict[int, list[int]] = {}
+    for number in numbers:
+        with contextlib.suppress(OSError), open(f"/proc/{number}/stat") as file:
+            parent = int(file.read().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(number)
+    found: list[int] = []
+    queue = [os.getpid()]
+    while queue:
+        below = children.get(queue.pop(), [])
+        found += below
+        queue += below
+    return found
+
+
+def signal_all(number: int) -> None:
+    """Send a signal to every process of the slot but init."""
+    if _settings["own_namespace"]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)
+        return
+    if _settings["user"] is not None and number == signal.SIGKILL:
+        _signal_user(_settings["user"], number)
+    for process in listing():
+        with contextlib.suppress(OSError):
+            os.kill(process, number)
+
+
+def _signal_user(user: int, number: int) -> None:
+    """All processes of a user at once: no fork bomb outruns that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setresuid(user, user, user)
+            os.kill(-1, number)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
+def end_all(child: int) -> tuple[int, float]:
+    """Kill and reap every process of the slot but init; status of ``child``, CPU of all."""
+    status, cpu = 0, 0.0
+    flags = 0 if _settings["own_namespace"] else os.WNOHANG
+    while True:
+        signal_all(signal.SIGKILL)
+        try:
+            pid, ended, usage = os.wait4(-1, flags)
+        except ChildProcessError:
+            return status, cpu
+        if pid == 0:
+            time.sleep(_PAUSE)
+            continue
+        cpu += usage.ru_utime + usage.ru_stime
+        if pid == child:
+            status = ended

@@ -1,0 +1,126 @@
+"""The embedded executor as an ordinary user without any capability.
+
+Needs root to become that user. An interpreter below a folder that only root may enter is
+shown to the user in a private mount namespace.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent_r1.sandbox.conformance import cases
+
+REPOSITORY = Path(__file__).parents[2]
+NOBODY = 65534
+
+BECOME_USER = """
+import os, sys
+from agent_r1.sandbox.guest import linux
+base, user = sys.base_prefix, int(sys.argv[1])
+try:
+    linux.unshare(linux.CLONE_NEWNS)
+except OSError as error:
+    sys.exit(f"cannot become a user: {error}")
+linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
+closed = [p for p in map(str, __import__("pathlib").Path(base).parents)
+          if not os.stat(p).st_mode & 1]
+if closed:
+    top = closed[-1]
+    linux.mount("none", "/mnt", "tmpfs", 0)
+    os.mkdir("/mnt/base")
+    linux.mount(base, "/mnt/base", "", linux.MS_BIND)
+    linux.mount("none", top, "tmpfs", 0, "mode=0755")
+    os.makedirs(base)
+    linux.mount("/mnt/base", base, "", linux.MS_BIND)
+    linux.umount("/mnt")
+os.setgroups([])
+os.setresgid(user, user, user)
+os.setresuid(user, user, user)
+linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+os.execv(sys.executable, [sys.executable, "-c", sys.argv[2], *sys.argv[3:]])
+"""
+
+RUN_CASES = """
+import os, sys
+assert os.getuid() != 0
+from agent_r1.sandbox import EmbeddedExecutor
+from agent_r1.sandbox.conformance import run_conformance
+with EmbeddedExecutor(isolation=sys.argv[1]) as executor:
+    report = run_conformance(executor, only=sys.argv[2:] or None)
+print(report.text())
+sys.exit(1 if report.failures or not report.results else 0)
+"""
+
+QUICK = [
+    *("print", "stdin", "traceback", "files", "multiprocessing", "numpy", "bash", "seeded"),
+    *("session_keeps", "kill_everything", "kill_parent", "init_memory", "init_environment"),
+    *("limit_init", "renice_all", "mount", "unshare_user", "become_root", "no_new_privileges"),
+    *("connect_loopback", "nothing_left", "memory_is_clean", "forged_output", "daemon"),
+    *("other_processes", "descriptors", "endless_loop", "fork_bomb", "output_capped"),
+]
+
+
+WITHOUT_NAMESPACES = {"other_processes", "nothing_left", "no_new_privileges", "kill_everything"}
+NOT_PROMISED = {  # by a weaker level
+    "landlock": {*WITHOUT_NAMESPACES, "multiprocessing", "memory_is_clean"},
+    "process": {*WITHOUT_NAMESPACES, "kill_parent", "daemon"},
+}
+NO_SOCKETS = {"connect_loopback"}  # the call that makes one is refused already
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+def as_nobody(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python script as a user who has nothing."""
+    if not os.stat(REPOSITORY).st_mode & 1:
+        pytest.skip("this checkout is closed to other users")
+    command = [sys.executable, "-c", BECOME_USER, str(NOBODY), script, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        command, cwd="/", env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+    if "become a user" in done.stderr:
+        pytest.skip("no private mount namespace here")
+    return done
+
+
+@pytest.mark.parametrize("names", [QUICK, pytest.param([], marks=pytest.mark.slow)], ids=len)
+def test_every_guarantee_holds_as_an_ordinary_user(names: list[str]) -> None:
+    assert set(names) <= {case.name for case in cases()}
+    done = as_nobody(RUN_CASES, "strict", *names)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("level", sorted(NOT_PROMISED))
+def test_what_a_weaker_level_promises(level: str) -> None:
+    names = set(QUICK) - NOT_PROMISED[level] - NO_SOCKETS
+    if level == "process":  # the host's processes are not ours to experiment with
+        names -= {"renice_all", "init_memory", "init_environment", "limit_init"}
+    done = as_nobody(RUN_CASES, level, *sorted(names))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+DENIED = """
+import os
+from agent_r1.errors import SandboxUnavailable
+from agent_r1.sandbox import EmbeddedExecutor
+from agent_r1.sandbox.guest import linux
+user = os.getuid()
+linux.unshare(linux.CLONE_NEWUSER)
+for name, text in (("uid_map", f"0 {user} 1"), ("setgroups", "deny"), ("gid_map", f"0 {user} 1")):
+    open(f"/proc/self/{name}", "w").write(text)
+open("/proc/sys/user/max_user_namespaces", "w").write("0")
+try:
+    EmbeddedExecutor().start()
+except SandboxUnavailable as error:
+    print(error)
+"""
+
+
+def test_a_denied_primitive_is_named_with_the_remedy() -> None:
+    done = as_nobody(DENIED)
+    assert "cannot guarantee namespaces of its own" in done.stdout, done.stdout + done.stderr
+    assert "isolation='landlock'" in done.stdout
