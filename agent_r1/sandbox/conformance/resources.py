@@ -187,7 +187,7 @@ SPACE: Final = (
         _S.ERROR,
         _S.KILLED,
         _S.MEMORY_LIMIT,
-        within=5,
+        within=15,
     ),
     ends(
         "thread_bomb",

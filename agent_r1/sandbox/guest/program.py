@@ -29,6 +29,7 @@ def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) ->
     _state.update(box=box, work=f"{box}/work", user=user, rules=rules, confined=confined)
     if not confined:
         os.environ.update(HOME=_state["work"], TMPDIR=f"{box}/tmp")
+    _state["others"] = _count_others(user, confined)
     python.prepare(_state["work"])
     for kind, value in (
         (resource.RLIMIT_CORE, 0),
@@ -38,6 +39,21 @@ def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) ->
         (resource.RLIMIT_RTPRIO, 0),
     ):
         resource.setrlimit(kind, (value, value))
+
+
+def _count_others(user: int | None, confined: bool) -> int:
+    """Threads that the kernel counts together with those of a program."""
+    if user is not None:
+        return 0
+    if confined:
+        return 2  # keeper and init
+    count = 64  # for what our user starts meanwhile
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == os.getuid():
+                    count += len(os.listdir(f"/proc/{name}/task"))
+    return count
 
 
 def tree_memory() -> int:
@@ -109,10 +125,8 @@ def _limit(job: dict[str, Any], memory_bytes: int) -> None:
         space = _state["size"] + 2 * memory_bytes
         set_limit(resource.RLIMIT_AS, (space, space))
     set_limit(resource.RLIMIT_DATA, (data, data))
-    own_count = _state["user"] is not None or _state["confined"]
-    if own_count:  # otherwise all processes of our user would count
-        count = job["processes"] + (0 if _state["user"] is not None else 2)
-        set_limit(resource.RLIMIT_NPROC, (count, count))
+    count = job["processes"] + _state["others"]
+    set_limit(resource.RLIMIT_NPROC, (count, count))
     set_limit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
 
 
