@@ -164,17 +164,18 @@ def test_decode_computes_active_rows_only() -> None:
 
 
 def test_a_long_prompt_does_not_hold_up_running_rows() -> None:
-    async def body(built: EmbeddedEngine) -> tuple[int, int]:
-        short = asyncio.create_task(built.generate(prompt(0, 4), SamplingParams(40), "short"))
-        while built.stats().decode_steps < 2:
-            await asyncio.sleep(0)
-        long = asyncio.create_task(built.generate(prompt(1, 200), SamplingParams(1), "long"))
-        await asyncio.gather(short, long)
-        return built.stats().steps, built.stats().decode_steps
+    async def body(built: EmbeddedEngine) -> None:
+        built.open(["short", "long"])
+        await asyncio.gather(
+            episode(built, "short", prompt(0, 4), turns=1, new_tokens=40),
+            episode(built, "long", prompt(1, 200), turns=1, new_tokens=1),
+        )
 
-    steps, decode_steps = using(engine(prefill_chunk=10, deterministic=False), body)
-    # 20 chunks ran beside decode rows: had they run alone there would be 20 more steps.
-    assert steps - decode_steps <= 2
+    built = engine(prefill_chunk=10)
+    using(built, body)
+    # The long prompt takes 20 steps; all but the first also decode the short sequence.
+    assert built.stats().prefill_tokens == 3 + 199
+    assert built.stats().steps - built.stats().decode_steps == 1
 
 
 def test_more_sequences_than_slots_evict_idle_ones_and_stay_right() -> None:
@@ -259,7 +260,7 @@ def test_impossible_prompts_are_refused_by_name(ids: list[int], message: str) ->
 def test_cancelling_frees_the_work() -> None:
     async def body(built: EmbeddedEngine) -> None:
         built.open(["a", "b"])
-        endless = asyncio.create_task(built.generate(prompt(0, 5), SamplingParams(230), "a"))
+        endless = asyncio.create_task(built.generate(prompt(0, 5), SamplingParams(4000), "a"))
         other = asyncio.create_task(built.generate(prompt(1, 5), SamplingParams(60), "b"))
         while built.stats().decode_steps < 3:
             await asyncio.sleep(0)
@@ -269,10 +270,10 @@ def test_cancelling_frees_the_work() -> None:
         with pytest.raises(asyncio.CancelledError):
             await endless
         assert len((await built.generate(prompt(2, 5), SamplingParams(5), "c")).token_ids) == 5
-        assert built.stats().generated_tokens < 200
+        assert built.stats().generated_tokens < 4000
         assert (await built.generate(prompt(0, 5), SamplingParams(5), "a")).token_ids
 
-    using(engine(max_slots=2), body)
+    using(engine(max_slots=2, max_model_len=4096), body)
 
 
 def test_a_crash_of_the_model_reaches_every_waiter_and_the_engine_recovers() -> None:
@@ -352,24 +353,24 @@ def test_an_engine_that_is_dropped_stops_its_thread() -> None:
 
 def test_two_requests_of_one_sequence_at_a_time_are_refused() -> None:
     async def body(built: EmbeddedEngine) -> None:
-        first = asyncio.create_task(built.generate([1, 2], SamplingParams(30), "a"))
+        first = asyncio.create_task(built.generate([1, 2], SamplingParams(200), "a"))
         await asyncio.sleep(0)
         with pytest.raises(EngineError, match="in flight"):
-            await built.generate([1, 2], SamplingParams(30), "a")
-        assert len((await first).token_ids) == 30
+            await built.generate([1, 2], SamplingParams(200), "a")
+        assert len((await first).token_ids) == 200
 
     using(engine(), body)
 
 
 def test_releasing_a_sequence_fails_its_request() -> None:
     async def body(built: EmbeddedEngine) -> None:
-        first = asyncio.create_task(built.generate([1, 2], SamplingParams(250), "a"))
+        first = asyncio.create_task(built.generate([1, 2], SamplingParams(4000), "a"))
         await asyncio.sleep(0)
         built.release("a")
         with pytest.raises(EngineError, match="released"):
             await first
 
-    using(engine(), body)
+    using(engine(max_model_len=4096), body)
 
 
 def test_an_update_in_place_is_served_after_load_weights() -> None:

@@ -343,7 +343,8 @@ class DecodeLoop:
         for sequence in entrants:
             assert sequence.request is not None
             params = sequence.request.params
-            self._rows.enter(sequence, self._stops.index(params.stop, params.stop_token_ids))
+            stop_set = self._stops.index(tuple(params.stop), tuple(params.stop_token_ids))
+            self._rows.enter(sequence, stop_set)
             sequence.phase = Phase.DECODE
 
     def _chunks(self) -> list[Chunk]:
