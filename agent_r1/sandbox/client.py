@@ -59,8 +59,8 @@ class ClientPolicy:
     queue_seconds: float = 300.0
     """How long a program may wait in an endpoint's queue."""
     connect_seconds: float = 5.0
-    in_flight: int = 1024
-    """Programs under way at once; more wait here."""
+    in_flight: int = 512
+    """Programs under way at once; more wait here. Each has a connection, so an open file."""
 
 
 class SandboxClient:

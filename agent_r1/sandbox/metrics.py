@@ -59,7 +59,7 @@ class Metrics:
             *self.queue_seconds.lines("queue_seconds"),
         ]
         for name, value in {**gauges, **process_gauges(), "start_time": self.started}.items():
-            lines += [f"# TYPE {PREFIX}{name} gauge", f"{PREFIX}{name} {value:g}"]
+            lines += [f"# TYPE {PREFIX}{name} gauge", f"{PREFIX}{name} {value:.15g}"]
         return "\n".join(lines) + "\n"
 
 

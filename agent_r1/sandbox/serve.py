@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import threading
@@ -56,6 +57,7 @@ def serve(
             "set a token, or say that anonymous use is meant (allow_anonymous)"
         )
     with contextlib.closing(_listen(host, port)) as listener:
+        _allow_many_connections()
         for code in WARM_UP:
             executor.run(RunRequest(code=code))
         url = _url(listener)
@@ -90,6 +92,12 @@ def serving(
         finally:
             server.should_exit = True
             thread.join()
+
+
+def _allow_many_connections() -> None:
+    """Each waiting client holds a connection; the usual soft limit is 1024 open files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int) -> socket.socket:
