@@ -150,6 +150,8 @@ class Exchange:
             raise SlotLost(f"the sandbox process is gone: {error}") from error
         if not data:
             raise SlotLost("the sandbox process ended in the middle of a run")
+        if data[:1] != messages.DONE:
+            raise SlotLost(f"the sandbox process failed: {data[1:].decode('utf-8', 'replace')}")
         return messages.Report.unpack(data)
 
     def now(self) -> None:
