@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = {"cpu": 96 << 20, "cuda": 512 << 20}
+CHUNK_BYTES = {"cpu": 96 << 20, "cuda": 1 << 30}
 """Size of the one buffer of logits, by device type."""
 
 BLOCK_BYTES = 1 << 20
@@ -266,6 +266,7 @@ def _accumulate(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
     if grad.dtype == total.dtype:
         total.addmm_(grad.t(), hidden)
     elif grad.is_cuda:
-        total += torch.mm(grad.t(), hidden, out_dtype=total.dtype)
+        addmm: Any = torch.addmm  # the stubs lack the overload with a dtype
+        addmm(total, grad.t(), hidden, out_dtype=total.dtype, out=total)
     else:
         total += grad.t() @ hidden

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from agent_r1.errors import CheckpointError, ModelError
+from agent_r1.models.convert import convert_gguf
 from agent_r1.models.load import (
     check_vocabulary,
     enable_packing,
@@ -173,3 +174,12 @@ def test_a_value_model_and_a_policy_of_one_folder_share_nothing(folder):
     with torch.no_grad():
         critic.get_input_embeddings().weight.zero_()
     assert torch.equal(token_logprobs(policy, ids, lengths).logprobs, before)
+
+
+def test_what_is_no_gguf_file_is_a_model_error(tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        convert_gguf(tmp_path / "nowhere.gguf", tmp_path / "out")
+    (tmp_path / "torn.gguf").write_bytes(b"GGUF, but torn")
+    with pytest.raises(ModelError, match=r"torn\.gguf"):
+        convert_gguf(tmp_path / "torn.gguf", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
