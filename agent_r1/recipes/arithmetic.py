@@ -1,6 +1,6 @@
 """Arithmetic that a tiny model cannot do in its head and can do with a Python tool.
 
-Six families of problems whose answers are whole numbers of three to seven digits, so that
+Six families of problems whose answers are whole numbers of up to six digits, so that
 a guess is right about once in thousands of tries. Every family knows the call that solves
 it, a plausible call that does not, and both results, so that traces for a cold start can
 be written without running anything (a test runs them and compares).
@@ -57,14 +57,14 @@ class Problem:
 
 
 def _product(rng: random.Random) -> Problem:
-    a, b = rng.randint(100, 999), rng.randint(100, 999)
+    a, b = rng.randint(10, 99), rng.randint(100, 999)
     right, wrong = Call(f"{a}*{b}", str(a * b)), Call(f"{a}+{b}", str(a + b))
     return Problem("product", f"What is {a} times {b}?", right, wrong)
 
 
 def _gcd(rng: random.Random) -> Problem:
     divisor = rng.randint(200, 999)
-    a, b = rng.choice([(p, q) for p in range(5, 11) for q in range(5, 11) if math.gcd(p, q) == 1])
+    a, b = rng.choice([(p, q) for p in range(5, 10) for q in range(5, 10) if math.gcd(p, q) == 1])
     a, b = a * divisor, b * divisor
     right = Call(f"math.gcd({a},{b})", str(divisor), "import math\n")
     wrong = Call(f"math.lcm({a},{b})", str(math.lcm(a, b)), "import math\n")
@@ -79,14 +79,14 @@ def _modular_power(rng: random.Random) -> Problem:
 
 
 def _octal(rng: random.Random) -> Problem:
-    number = rng.randint(10000, 99999)
+    number = rng.randint(1000, 9999)
     right = Call(f"oct({number})[2:]", oct(number)[2:])
     wrong = Call(f"hex({number})[2:]", hex(number)[2:])
     return Problem("octal", f"Write {number} in octal.", right, wrong)
 
 
 def _squares(rng: random.Random) -> Problem:
-    a, b = rng.randint(100, 999), rng.randint(100, 999)
+    a, b = rng.randint(100, 315), rng.randint(100, 315)
     right = Call(f"{a}**2+{b}**2", str(a**2 + b**2))
     wrong = Call(f"{a}*2+{b}*2", str(a * 2 + b * 2))
     return Problem("squares", f"Add the squares of {a} and {b}.", right, wrong)
@@ -127,8 +127,14 @@ def _draw(
 ) -> Problem:
     while True:
         problem = family(rng)
-        if is_held_out(problem.question) is held_out:
+        if is_held_out(problem.question) is held_out and _is_sound(problem):
             return problem
+
+
+def _is_sound(problem: Problem) -> bool:
+    """The question does not contain its answer, and the wrong call does not give it."""
+    right = problem.right.output
+    return right not in problem.question and right != problem.wrong.output
 
 
 def tasks(split: str = "train", seed: int = 0) -> Iterator[Task]:

@@ -9,6 +9,7 @@ often held-out problems are solved before and after the last stage.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ from agent_r1.types import Trajectory
 RL_SETTINGS = Path(__file__).with_name("quickstart.yaml")
 COLD_START_SETTINGS = Path(__file__).with_name("quickstart_cold_start.yaml")
 REPORT_FILE = "report.json"
+
+_USEFUL_THREADS = 2
+"""More only wait for each other: the model's matrices are too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +144,10 @@ def _configure(file: Path, overrides: Sequence[str]) -> tuple[Config, Folders]:
         name = f"{config.algorithm.adv_estimator}-seed{trainer.seed}"
         trainer = trainer.model_copy(update={"experiment_name": name})
     folders = Folders(trainer.run_dir)
+    threads = trainer.num_threads or min(_USEFUL_THREADS, len(os.sched_getaffinity(0)))
     settings = [
         *overrides,
+        f"trainer.num_threads={threads}",
         f"trainer.experiment_name={trainer.experiment_name}",
         f"trainer.default_local_dir={folders.rl}",
         "trainer.val_before_train=true",
@@ -160,10 +166,9 @@ def _configure_cold_start(config: Config, folders: Folders, overrides: Sequence[
         "trainer.logger": list(trainer.logger),
         "trainer.seed": trainer.seed,
         "trainer.device": trainer.device,
+        "trainer.num_threads": trainer.num_threads,
         "trainer.resume_mode": "disable" if trainer.resume_mode == "disable" else "auto",
     }
-    if trainer.num_threads is not None:
-        shared["trainer.num_threads"] = trainer.num_threads
     settings = [f"{key}={value}" for key, value in shared.items()]
     return load_section(SftConfig, COLD_START_SETTINGS, [*settings, *overrides])
 

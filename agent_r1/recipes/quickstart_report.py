@@ -17,6 +17,8 @@ from agent_r1.recipes.quickstart import Example, Folders, Policy, Report, final_
 from agent_r1.types import Trajectory
 
 _WIDTH = 120
+_BESIDE_WIDTH = 106
+"""Narrower terminals get one table below the other."""
 
 
 def _console() -> Console:
@@ -57,7 +59,11 @@ def show_report(report: Report, example: Example | None, folders: Folders) -> No
     console = _console()
     console.print()
     console.print(Rule(Text("What reinforcement learning did", "bold")))
-    console.print(_beside(_headline(report), _by_family(report), padding=5))
+    tables = _headline(report), _by_family(report)
+    if console.width >= _BESIDE_WIDTH:
+        console.print(_beside(*tables, padding=5))
+    else:
+        console.print(Group(tables[0], Text(), tables[1]))
     if example is not None:
         console.print(_side_by_side(example))
     console.print(_seconds(report))

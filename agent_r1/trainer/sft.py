@@ -10,12 +10,10 @@ resumed ends with the very same weights as one that was not.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,9 +27,9 @@ from agent_r1.errors import ConfigError, ModelError
 from agent_r1.models.load import check_vocabulary, load_model, load_tokenizer, save_model
 from agent_r1.models.logprobs import token_logprobs
 from agent_r1.rollout.codec import Codec
+from agent_r1.trainer.build import pick_device
 from agent_r1.trainer.checkpoint import POLICY_FOLDER, CheckpointStore, load_state, step_of
 from agent_r1.trainer.interrupt import StopRequest
-from agent_r1.trainer.optim import build_optimizers
 from agent_r1.trainer.sft_data import (
     Example,
     ExampleBatch,
@@ -39,9 +37,12 @@ from agent_r1.trainer.sft_data import (
     training_source,
     validation_examples,
 )
+from agent_r1.trainer.trainable import Trainable
 
 CHECKPOINTS = "checkpoints"
 BEST_FOLDER = "best"
+MAX_SKIPPED = 10
+"""Steps without a finite gradient, one after another, that end a run."""
 
 
 class Monitor(Protocol):
@@ -95,6 +96,7 @@ class _Progress:
     best_loss: float = math.inf
     best_step: int | None = None
     worse_in_a_row: int = 0
+    skipped_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -124,7 +126,13 @@ class SftTrainer:
         self._run_dir = config.trainer.run_dir
         self._device = next(parts.model.parameters()).device
         self.total_steps = _total_steps(config, parts.examples)
-        self._optimizers = build_optimizers(parts.model, config.optim, self.total_steps)
+        self._network = Trainable(
+            parts.model,
+            config.optim,
+            self.total_steps,
+            grad_clip=config.optim.grad_clip,
+            autocast=config.trainer.autocast,
+        )
         self._checkpoints = CheckpointStore(
             self._run_dir / CHECKPOINTS, keep=config.trainer.max_ckpt_to_keep
         )
@@ -176,20 +184,26 @@ class SftTrainer:
         targets = int(batch.loss_mask.sum())
         total = 0.0
         for rows in self._micro_batches(batch):
-            loss = self._summed_loss(batch, rows) / targets
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        norm = nn.utils.clip_grad_norm_(
-            self._optimizers.parameters, self._config.optim.grad_clip, error_if_nonfinite=True
-        )
-        rate = self._optimizers.step(self._progress.step)
+            total += self._network.backward(self._summed_loss(batch, rows) / targets)
+        result = self._network.step()
+        self._count_skipped(result.skipped)
         return {
             "train/loss": total,
-            "train/lr": rate,
-            "train/grad_norm": float(norm),
+            "train/lr": result.lr,
+            "train/grad_norm": result.grad_norm,
+            "train/skipped": float(result.skipped),
             "train/tokens": float(batch.lengths.sum()),
             "train/target_tokens": float(targets),
         }
+
+    def _count_skipped(self, skipped: bool) -> None:
+        """A step that is not finite costs itself; a run of them will not end by itself."""
+        self._progress.skipped_in_a_row = self._progress.skipped_in_a_row + 1 if skipped else 0
+        if self._progress.skipped_in_a_row >= MAX_SKIPPED:
+            raise ModelError(
+                f"the last {MAX_SKIPPED} steps gave a loss or gradient that is not finite; lower "
+                "optim.lr, raise optim.lr_warmup_steps, or train in float32"
+            )
 
     @torch.no_grad()
     def _validate(self) -> float:
@@ -216,7 +230,7 @@ class SftTrainer:
         """Negative log-likelihood summed over the targets of ``rows``."""
         lengths = batch.lengths[rows]
         width = int(lengths.max())
-        with self._autocast():
+        with self._network.autocast():
             result = token_logprobs(
                 self._parts.model,
                 batch.token_ids[rows, :width],
@@ -226,27 +240,20 @@ class SftTrainer:
             )
         return -result.logprobs.sum()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        name = self._config.trainer.autocast
-        if name == "off":
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, dtype=getattr(torch, name))
-
     # --- files --------------------------------------------------------------------
 
     def _save(self) -> None:
         step = self._progress.step
         if step == self._saved_step:
             return
-        state = {"progress": self._progress.state_dict(), "optim": self._optimizers.state_dict()}
+        state = {"progress": self._progress.state_dict(), "network": self._network.state_dict()}
         self._checkpoints.save(step, state, self._save_model)
         self._saved_step = step
 
     def _load(self, checkpoint: Path) -> None:
-        """Continue from a checkpoint whose weights the model already has."""
         state = load_state(checkpoint)
         self._progress = _Progress(**state["progress"])
-        self._optimizers.load_state_dict(state["optim"])
+        self._network.load_state_dict(state["network"])
         self._saved_step = self._progress.step
         self._parts.monitor.rewind(self._progress.step)
 
@@ -301,7 +308,7 @@ def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
             monitor.announce(
                 f"{count.dropped} {name} traces are longer than data.max_length and left out"
             )
-    model = _load_trainable(config, resume / POLICY_FOLDER if resume else Path(config.model.path))
+    model = _load_trainable(config)
     check_vocabulary(model, tokenizer)
     if resume is not None:
         monitor.announce(f"continuing from step {step_of(resume)}")
@@ -309,20 +316,13 @@ def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
     return SftTrainer(config, parts).fit(resume)
 
 
-def _load_trainable(config: SftConfig, path: Path) -> nn.Module:
-    cuda = torch.cuda.is_available()
-    device = config.trainer.device
-    if device == "auto":
-        device = "cuda" if cuda else "cpu"
-    if device == "cuda" and not cuda:
-        raise ConfigError("trainer.device=cuda, but torch sees no GPU; use auto or cpu")
+def _load_trainable(config: SftConfig) -> nn.Module:
+    device = pick_device(config.trainer.device)
     dtype = config.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device == "cuda" else "float32"
-    if dtype == "float16":
-        raise ModelError("float16 weights cannot be trained stably; use bfloat16 or float32")
     return load_model(
-        path,
+        config.model.path,
         dtype,
         device,
         trust_remote_code=config.model.trust_remote_code,

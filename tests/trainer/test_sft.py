@@ -17,7 +17,7 @@ from agent_r1.rollout.codec import Codec
 from agent_r1.testing import FakeExecutor, Reply, ScriptedEngine, byte_tokenizer, tiny_model
 from agent_r1.tool.envs.retool import ReToolEnv
 from agent_r1.tool.tools.python import PythonTool
-from agent_r1.trainer.sft import SftParts, SftTrainer, SilentMonitor, run_sft
+from agent_r1.trainer.sft import MAX_SKIPPED, SftParts, SftTrainer, SilentMonitor, run_sft
 from agent_r1.trainer.sft_data import Example, FileExamples, StreamExamples, encode_trace
 from agent_r1.types import Task
 
@@ -257,6 +257,41 @@ def test_a_trainer_can_be_put_together_by_hand(base, tmp_path):
     report = trainer.fit()
     assert report.steps == 6
     assert math.isfinite(report.train_loss)
+
+
+def test_bfloat16_weights_learn_at_rates_that_they_could_not_show(base, tmp_path):
+    """A rate of 2e-5 is a fraction of the last place of most weights: rounding would eat it."""
+    gains = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = config(
+            base,
+            tmp_path / dtype,
+            model__dtype=dtype,
+            optim__lr=2e-5,
+            optim__lr_scheduler_type="constant",
+            trainer__total_training_steps=60,
+            data__train_max_samples=4,
+        )
+        report, metrics = run_and_record(settings)
+        gains[dtype] = metrics[0]["train/loss"] - report.train_loss
+    assert gains["bfloat16"] > 0.7 * gains["float32"] > 0.05
+
+
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run_when_they_persist(base, tmp_path):
+    model = load_model(base).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight").fill_(float("nan"))
+    recorder = Recorder()
+    settings = config(base, tmp_path, trainer__total_training_steps=50)
+    parts = SftParts(
+        model, load_tokenizer(base), FileExamples(numbered(8), 4, seed=0), (), recorder
+    )
+    with pytest.raises(ModelError, match=r"lower optim\.lr"):
+        SftTrainer(settings, parts).fit()
+    assert [m["train/skipped"] for m in recorder.metrics] == [1.0] * (MAX_SKIPPED - 1)
+    after = model.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if n != "model.norm.weight")
 
 
 # --- mistakes ----------------------------------------------------------------------------
