@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py                       # GRPO on five seeds
     python benchmarks/quickstart.py --seeds 0 --algorithms grpo gae reinforce_plus_plus
-    python benchmarks/quickstart.py --out docs/results    # writes quickstart.md and its picture
+    python benchmarks/quickstart.py --out docs/results    # writes quickstart.md, pictures
 
 Each run is a process of its own, as a user starts it, one after the other on all
 processors; its wall-clock time includes the interpreter's start. A run whose report lies
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--algorithms", nargs="+", default=["grpo"])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "quickstart-benchmark")
-    parser.add_argument("--out", type=Path, help="folder for quickstart.md and quickstart.png")
+    parser.add_argument("--out", type=Path, help="folder for quickstart.md and its pictures")
     parser.add_argument("overrides", nargs="*", help="settings for every run, dotted.key=value")
     options = parser.parse_args()
     results = []
@@ -120,7 +120,9 @@ the tool* is the same with the model made to answer at once.
 *All* is the wall-clock time of the whole command, from the start of the interpreter to the
 report; *tokens/s* is what the engine sampled per second of rollouts, tool calls included.
 
-![Course of seed {seed}](quickstart.png)
+![Course of seed {seed}](quickstart_curve.png)
+
+![One held-out problem before and after](quickstart_trajectory.png)
 
 Made by `python benchmarks/quickstart.py {arguments}` on {hardware}; Python {python},
 torch {torch}, transformers {transformers}; {date}.
@@ -128,12 +130,13 @@ torch {torch}, transformers {transformers}; {date}.
 
 
 def write_page(out: Path, results: list[dict[str, Any]], runs: Path) -> None:
-    """``quickstart.md`` and the curve of the first run."""
+    """``quickstart.md``, and two pictures of the first run."""
     out.mkdir(parents=True, exist_ok=True)
     first = results[0]
     facts = first["facts"]
-    picture = runs / f"{first['algorithm']}-seed{first['seed']}" / "rl" / "curve.png"
-    shutil.copyfile(picture, out / "quickstart.png")
+    run_dir = runs / f"{first['algorithm']}-seed{first['seed']}" / "rl"
+    shutil.copyfile(run_dir / "curve.png", out / "quickstart_curve.png")
+    draw_example(run_dir, out / "quickstart_trajectory.png")
     hardware = facts["hardware"]
     page = PAGE.format(
         parameters=first["parameters"] / 1e6,
@@ -152,6 +155,47 @@ def write_page(out: Path, results: list[dict[str, Any]], runs: Path) -> None:
         date=facts["created"][:10],
     )
     (out / "quickstart.md").write_text(page)
+
+
+MODEL_INK, TOOL_INK, FRAMES = "#1f2937", "#0e7490", ("#dc2626", "#059669")
+
+
+def draw_example(run_dir: Path, target: Path) -> None:
+    """One held-out problem before and after, the tool's words in another colour."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from agent_r1.recipes.quickstart import telling_example, validations
+
+    _, before, after = validations(run_dir)
+    example = telling_example(before, after)
+    if example is None:
+        return
+    episodes = [lines_of(example.before), lines_of(example.after)]
+    height = 0.24 * max(map(len, episodes)) + 1.0
+    figure = Figure(figsize=(9, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    question = example.before.task.prompt[-1]["content"]
+    title = f"{question}   (right: {example.before.task.answer})"
+    figure.text(0.02, 1 - 0.25 / height, title, weight="bold", color=MODEL_INK, va="center")
+    for column, (name, lines) in enumerate(zip(("before", "after"), episodes, strict=True)):
+        box = [0.02 + 0.49 * column, 0.1 / height, 0.47, 1 - 0.75 / height]
+        axis = figure.add_axes(box, xticks=[], yticks=[])
+        axis.spines[:].set_color(FRAMES[column])
+        axis.set_title(name, loc="left", fontsize=9, color=FRAMES[column], pad=3)
+        for number, (text, ink) in enumerate(lines):
+            y = 1 - (0.24 * number + 0.18) / (height * box[3])
+            axis.text(0.03, y, text, family="monospace", fontsize=9, color=ink, va="center")
+    figure.savefig(target)
+
+
+def lines_of(trajectory: Any) -> list[tuple[str, str]]:
+    """Each line of an episode with the colour of who wrote it."""
+    lines = []
+    for turn in trajectory.turns:
+        lines += [(text, MODEL_INK) for text in turn.text.splitlines()]
+        lines += [(text, TOOL_INK) for text in turn.observation_text.strip("\n").splitlines()]
+    return lines
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ def _measure(
     from agent_r1.models.load import load_model
     from agent_r1.recipes.direct import direct_success
 
-    last, before, after = _validations(folders.rl)
+    last, before, after = validations(folders.rl)
     tasks = [trajectory.task for trajectory in before]
     cold_policy = folders.cold_start / "policy"
     steps = cold.trainer.total_training_steps or 0
@@ -224,7 +224,7 @@ def _measure(
         trajectories=last * config.data.train_batch_size * config.actor_rollout_ref.rollout.n,
         seconds=clock,
     )
-    return report, _telling_example(before, after)
+    return report, telling_example(before, after)
 
 
 def final_policy(run_dir: Path, step: int) -> Path:
@@ -232,7 +232,7 @@ def final_policy(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:06d}" / "policy"
 
 
-def _validations(run_dir: Path) -> tuple[int, list[Trajectory], list[Trajectory]]:
+def validations(run_dir: Path) -> tuple[int, list[Trajectory], list[Trajectory]]:
     """The last validated step, and the trajectories of the first and the last validation."""
     from agent_r1.monitor.jsonl import read_jsonl
     from agent_r1.monitor.records import decode_trajectory
@@ -262,7 +262,7 @@ def _policy(trajectories: Sequence[Trajectory], direct: float) -> Policy:
     )
 
 
-def _telling_example(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> Example | None:
+def telling_example(before: Sequence[Trajectory], after: Sequence[Trajectory]) -> Example | None:
     """A problem that was guessed at before and is solved with the tool after."""
     solved = {t.task.id: t for t in after if t.tool_calls and t.reward and t.reward.value > 0}
     failed = [t for t in before if t.reward and t.reward.value == 0 and t.task.id in solved]
