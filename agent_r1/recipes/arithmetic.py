@@ -74,7 +74,7 @@ def _gcd(rng: random.Random) -> Problem:
 def _modular_power(rng: random.Random) -> Problem:
     base, exponent, modulus = rng.randint(11, 99), rng.randint(11, 99), rng.randint(1000, 9999)
     right = Call(f"pow({base},{exponent},{modulus})", str(pow(base, exponent, modulus)))
-    wrong = Call(f"pow({exponent},{base},{modulus})", str(pow(exponent, base, modulus)))
+    wrong = Call(f"{base}*{exponent}%{modulus}", str(base * exponent % modulus))
     return Problem("modular power", f"What is {base}^{exponent} mod {modulus}?", right, wrong)
 
 
