@@ -47,7 +47,10 @@ class Toolchain:
 _GO: Final = {"GOCACHE": "/tmp/go", "GOPATH": "/tmp/gopath", "GO111MODULE": "auto"}
 _CPP: Final = ("g++", "-std=c++17", "-O2", "main.cpp")
 _GO_BUILD: Final = ("go", "build", "-o", "main")
-_JAVA: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx{memory}m", "-Xss64m")
+_JAR: Final = ("-cp", ".:*")
+"""Libraries that came as files; assertions are on, as programs that test themselves expect."""
+_JVM: Final = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xmx{memory}m", "-Xss64m")
+_JAVA: Final = ("java", *_JVM, *_JAR, "-ea", "Main")
 _JAVAC: Final = ("javac", "-J-XX:+UseSerialGC", "-J-XX:TieredStopAtLevel=1", "-J-Xmx{memory}m")
 _PYTEST: Final = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
@@ -60,7 +63,7 @@ LANGUAGES: Final[Mapping[str, Language]] = {
     "D_ut": Language("main.d", ("./main",), ("dmd", "-unittest", "-main", "main.d", "-of=main")),
     "go": Language("main.go", ("./main",), (*_GO_BUILD, "main.go"), environment=_GO),
     "go_test": Language("main_test.go", ("go", "test", "main_test.go"), environment=_GO),
-    "java": Language("Main.java", ("java", *_JAVA, "Main"), (*_JAVAC, "Main.java")),
+    "java": Language("Main.java", _JAVA, (*_JAVAC, *_JAR, "Main.java")),
     "jest": Language("main.test.js", ("jest", "--rootDir", ".", "main.test.js")),
     "julia": Language("main.jl", ("julia", "--startup-file=no", "main.jl")),
     "kotlin_script": Language("main.kts", ("kotlin", "main.kts")),
