@@ -99,11 +99,21 @@ def quickstart(
 
     ``overrides`` concern reinforcement learning (``algorithm.adv_estimator=gae``); the
     seed, the device and the loggers hold for every stage. Raises
-    :class:`agent_r1.errors.AgentR1Error` with a remedy, ``KeyboardInterrupt`` after a stop
-    request.
+    :class:`agent_r1.errors.AgentR1Error` with a remedy, and ``KeyboardInterrupt`` after a
+    stop request, when everything that is finished has been saved.
     """
     config, folders = _configure(file or RL_SETTINGS, overrides)
     cold = _configure_cold_start(config, folders, cold_start_overrides)
+    try:
+        return _run(config, cold, folders)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(
+            f"Interrupted. What is finished is in {folders.root}; the same command continues there."
+        ) from stop
+
+
+def _run(config: Config, cold: SftConfig, folders: Folders) -> Report:
+    """The stages in order, each with its heading."""
     from agent_r1.recipes import quickstart_report as page
 
     page.show_title(config)

@@ -1,7 +1,10 @@
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,27 @@ def test_the_same_call_continues_and_a_finished_run_is_reported_again(tmp_path):
     again = run(tmp_path)
     assert (again.before, again.after) == (first.before, first.after)
     assert len((tmp_path / "rl/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_interruption_says_where_to_go_on_and_loses_nothing(tmp_path):
+    def interrupt_when_training():
+        while not metrics.is_file() or not metrics.read_text().count("\n"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    metrics = tmp_path / "cold-start/metrics.jsonl"
+    settings = [f"trainer.default_local_dir={tmp_path}", *SMALL]
+    thread = threading.Thread(target=interrupt_when_training)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt, match="the same command continues there"):
+        quickstart(None, settings, ["trainer.total_training_steps=100000", *SHORT[1:]])
+    thread.join()
+    done = len(metrics.read_text().splitlines())
+    assert done >= 1
+    quickstart(None, settings, [f"trainer.total_training_steps={done + 1}", *SHORT[1:]])
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(
+        range(1, done + 2)
+    )
 
 
 @pytest.mark.parametrize("estimator", ["gae", "reinforce_plus_plus"])
