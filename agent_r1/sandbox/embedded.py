@@ -227,7 +227,10 @@ class _Ended:
 
 def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_Ended]:
     """One run on ``slot``."""
-    slot.limit(request.limits.memory_bytes, request.limits.processes)
+    try:
+        slot.limit(request.limits.memory_bytes, request.limits.processes)
+    except OSError as error:  # the slot's tier was killed, and its group is already cleared away
+        raise SlotLost(f"the slot's control group is gone: {error}") from error
     exchange = Exchange(slot.channel, request, job, flags)
     try:
         yield exchange

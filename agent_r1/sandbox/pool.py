@@ -163,7 +163,9 @@ class ZygotePool:
             data = ours.recv(65536)
         except OSError as error:
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
-        answer = json.loads(data) if data else {"failed": "its supervisor died at once"}
+        if not data:
+            raise SandboxUnavailable("the sandbox did not start: its supervisor ended at once")
+        answer = json.loads(data)
         if "failed" in answer:
             raise SandboxUnavailable(isolation.refusal(self._settings.level, answer["failed"]))
         self._control = ours
