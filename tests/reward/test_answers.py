@@ -212,6 +212,22 @@ def test_nested_limits_both_hold():
     assert before - 100 < after <= before  # another's alarm, pytest-timeout's here, goes on
 
 
+@pytest.mark.parametrize("cpu", [False, True])
+def test_a_limit_that_is_swallowed_strikes_again(cpu):
+    """A bare ``except`` in somebody's parser must not make the limit void."""
+    with pytest.raises(TimeLimit), time_limit(0.05, cpu=cpu):
+        with contextlib.suppress(BaseException):
+            while True:
+                pass
+        while True:
+            pass
+
+
+def test_time_spent_waiting_is_not_computing():
+    with time_limit(0.05, cpu=True):
+        time.sleep(0.2)
+
+
 def test_no_limit_in_other_threads():
     def work():
         with time_limit(0.001):
