@@ -47,13 +47,17 @@ def train(config: Config) -> Path:
     ``KeyboardInterrupt`` after a stop request, when everything is saved.
     """
     with ExitStack() as stack:
-        trainer, resume_from = _build(config, stack)
-        trainer.fit(resume_from)
+        parts, resume_from = build_parts(config, stack)
+        RLTrainer(config, parts).fit(resume_from)
     return config.trainer.run_dir
 
 
-def _build(config: Config, stack: ExitStack) -> tuple[RLTrainer, Path | None]:
-    """Every part, each closed by ``stack``; and the checkpoint to continue from."""
+def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
+    """Every part, each closed by ``stack``; and the checkpoint to continue from.
+
+    Whoever wants one part to be another takes these, replaces it and gives them to
+    :class:`RLTrainer`.
+    """
     credit = CreditAssigner(config.algorithm)
     grader = stack.enter_context(open_grader(config.reward))
     env = stack.enter_context(open_environment(config.tool, config.sandbox))
@@ -91,7 +95,7 @@ def _build(config: Config, stack: ExitStack) -> tuple[RLTrainer, Path | None]:
         checkpoints=checkpoints,
         pad_id=codec.pad_id,
     )
-    return RLTrainer(config, parts), resume_from
+    return parts, resume_from
 
 
 # --- environment -------------------------------------------------------------------------
