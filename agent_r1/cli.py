@@ -369,6 +369,9 @@ def explain(key: str | None) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    # Set before torch is imported. Threads of OpenMP that spin while they wait take the cores
+    # from the sandbox and the tools; on a busy machine that was seen to cost tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv or bool(os.environ.get(DEBUG_VARIABLE))
     try:
         cli.main(standalone_mode=False)
