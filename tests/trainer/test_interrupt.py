@@ -1,9 +1,15 @@
 """Ctrl-C in every phase: finished work is saved and the rest is repeated exactly."""
 
+import os
+import signal
+from contextlib import ExitStack
+from dataclasses import replace
+
 import pytest
 
-from agent_r1.trainer.build import train
+from agent_r1.trainer.build import build_parts, train
 from agent_r1.trainer.checkpoint import CheckpointStore
+from agent_r1.trainer.rl import RLTrainer
 
 from .conftest import TOY
 from .test_rl import assert_equal, final_state, lines, run_of
@@ -38,3 +44,27 @@ def test_an_interrupt_during_the_update_finishes_the_step_first(toy_config, whol
     run_of(toy_config, "trainer.test_freq=1")
     assert_equal(final_state(whole), final_state(run))
     assert lines(whole, "trajectories.jsonl") == lines(run, "trajectories.jsonl")
+
+
+class InterruptingStore(CheckpointStore):
+    """Presses Ctrl-C while its first checkpoint is being written."""
+
+    def save(self, step, state, export):
+        def interrupted(path):
+            if not self.list():
+                os.kill(os.getpid(), signal.SIGINT)
+            export(path)
+
+        return super().save(step, state, interrupted)
+
+
+def test_an_interrupt_while_saving_leaves_a_whole_checkpoint(toy_config, whole):
+    config = toy_config("trainer.test_freq=1", "trainer.save_freq=2")
+    run = config.trainer.run_dir
+    with ExitStack() as stack, pytest.raises(KeyboardInterrupt):
+        parts, _ = build_parts(config, stack)
+        RLTrainer(config, replace(parts, checkpoints=InterruptingStore(run / "checkpoints"))).fit()
+    assert [path.name for path in CheckpointStore(run / "checkpoints").list()] == ["step-000002"]
+    run_of(toy_config, "trainer.test_freq=1", "trainer.save_freq=2")
+    assert_equal(final_state(whole), final_state(run))
+    assert lines(whole, "metrics.jsonl") == lines(run, "metrics.jsonl")
