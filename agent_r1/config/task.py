@@ -263,7 +263,7 @@ class SandboxConfig(Section):
     token_env: str = "AGENT_R1_SANDBOX_TOKEN"
     """Environment variable with the service's bearer token, so that no file holds the secret."""
     workers: PositiveInt | None = None
-    """Programs that run at once. null: one per processor."""
+    """Programs that run at once. null: two per processor, at least eight."""
     isolation: Literal["strict", "landlock", "process"] = "strict"
     """What the host must provide. ``strict``: namespaces of its own for every program. Where the
     kernel refuses them, a weaker level is used only if it is named here."""
