@@ -9,7 +9,6 @@ often held-out problems are solved before and after the last stage.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,9 @@ RL_SETTINGS = Path(__file__).with_name("quickstart.yaml")
 COLD_START_SETTINGS = Path(__file__).with_name("quickstart_cold_start.yaml")
 REPORT_FILE = "report.json"
 
-_USEFUL_THREADS = 2
-"""More only wait for each other: the model's matrices are too small."""
+_THREADS = 1
+"""The model's matrices are so small that a second thread gains little, and costs a factor of
+twenty where another process wants its core. The other cores run the sandbox's programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +154,9 @@ def _configure(file: Path, overrides: Sequence[str]) -> tuple[Config, Folders]:
         name = f"{config.algorithm.adv_estimator}-seed{trainer.seed}"
         trainer = trainer.model_copy(update={"experiment_name": name})
     folders = Folders(trainer.run_dir)
-    threads = trainer.num_threads or min(_USEFUL_THREADS, len(os.sched_getaffinity(0)))
     settings = [
         *overrides,
-        f"trainer.num_threads={threads}",
+        f"trainer.num_threads={trainer.num_threads or _THREADS}",
         f"trainer.experiment_name={trainer.experiment_name}",
         f"trainer.default_local_dir={folders.rl}",
         "trainer.val_before_train=true",
