@@ -50,6 +50,10 @@ def build(layout: Layout) -> str:
     for folder in ("/dev", "/etc", "/proc", "/sandbox"):
         os.mkdir(new + folder)
     for path, target in (*_LINKS.items(), *layout.links):
+        # An interpreter that is installed below /tmp needs a folder there, not a link: programs
+        # then find no writable /tmp and use TMPDIR.
+        if any(bound.startswith(path + "/") for bound in layout.binds):
+            continue
         _parent(new + path)
         if not os.path.lexists(new + path):
             os.symlink(target, new + path)
