@@ -17,7 +17,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(n, correct, k):
 
 def test_pass_at_k_refuses_what_it_cannot_estimate():
     for n, correct, k in [(2, 1, 3), (2, 3, 1), (2, 1, 0)]:
-        with pytest.raises(ValueError, match="expected"):
+        with pytest.raises(ValueError, match="needs"):
             pass_at_k(n, correct, k)
 
 
