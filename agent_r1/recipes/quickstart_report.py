@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -169,16 +171,24 @@ def _show_files(console: Console, report: Report, folders: Folders) -> None:
 
 def _show_next_steps(console: Console, folders: Folders) -> None:
     """Commands to copy: a line each, never broken."""
+    program = _program()
     commands = {
-        f"agent-r1 chat --run {folders.rl}": "talk to it",
-        f"agent-r1 eval --run {folders.rl}": "measure it again",
-        "agent-r1 quickstart algorithm.adv_estimator=gae": "PPO, with a critic",
-        "agent-r1 quickstart algorithm.adv_estimator=reinforce_plus_plus": "REINFORCE++",
-        "agent-r1 train --help": "your own model, data, tool and reward",
+        f"{program} chat --run {folders.rl}": "talk to it",
+        f"{program} eval --run {folders.rl}": "measure it again",
+        f"{program} quickstart algorithm.adv_estimator=gae": "PPO, with a critic",
+        f"{program} quickstart algorithm.adv_estimator=reinforce_plus_plus": "REINFORCE++",
+        f"{program} train --help": "your own model, data, tool and reward",
     }
     console.print(Text("\nNext", "bold"))
     for command, what in commands.items():
         console.print(Text.assemble((command, "bold"), (f"  # {what}", "dim")), soft_wrap=True)
+
+
+def _program() -> str:
+    """The command as it can be typed here: by name if it is on the PATH."""
+    if shutil.which("agent-r1"):
+        return "agent-r1"
+    return os.path.relpath(Path(sys.executable).parent / "agent-r1")
 
 
 def _percent(share: float) -> str:
