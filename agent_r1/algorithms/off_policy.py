@@ -19,22 +19,6 @@ from agent_r1.errors import ConfigError
 MAX_LOG_RATIO = 20.0
 
 
-def proximal_logprobs(rollout: Tensor, recomputed: Tensor | None, source: str) -> Tensor:
-    """``pi_old`` of the trust region: the trainer's own numbers or the engine's.
-
-    ``recompute`` costs one forward pass and lets the importance weights correct the
-    engine; ``rollout`` saves it and folds the engine's error into the PPO ratio, where
-    the weights are 1.
-    """
-    if source == "rollout":
-        return rollout
-    if source != "recompute":
-        raise ConfigError(f"old log-probabilities are 'recompute' or 'rollout', not {source!r}")
-    if recomputed is None:
-        raise ConfigError("old log-probabilities were to be recomputed but are missing")
-    return recomputed
-
-
 def importance_weights(
     old_logprobs: Tensor,
     rollout_logprobs: Tensor,

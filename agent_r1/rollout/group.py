@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from agent_r1.errors import RolloutFailed
 from agent_r1.rollout.agent_loop import AgentLoop, Sampling
@@ -131,8 +131,3 @@ def require_usable(trajectories: Sequence[Trajectory], max_failed_share: float) 
             f"{max_failed_share:.0%}, actor_rollout_ref.rollout.max_failed_share):\n{listed}"
         )
     return good
-
-
-def with_error(trajectory: Trajectory, error: str) -> Trajectory:
-    """The trajectory, unscored, with the reason."""
-    return replace(trajectory, reward=None, error=error)

@@ -167,7 +167,7 @@ class RLTrainer:
         return _Sample(
             everything,
             [t for t in kept or usable(everything) if t.group_id in chosen],
-            self._greedy_rewards([g for g in groups if g.group_id in chosen], step),
+            self._greedy_rewards([g for g in groups if g.group_id in chosen]),
         )
 
     def _groups(self, tasks: Sequence[Task], label: str) -> list[Group]:
@@ -193,7 +193,7 @@ class RLTrainer:
         finally:
             self._parts.run.store(ordered if ordered is not None else finished, step=step)
 
-    def _greedy_rewards(self, groups: Sequence[Group], step: int) -> dict[str, float] | None:
+    def _greedy_rewards(self, groups: Sequence[Group]) -> dict[str, float] | None:
         """Reward of each task's greedy trajectory, for the estimator that compares with it."""
         if not self._parts.credit.needs_greedy:
             return None

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from agent_r1.algorithms.off_policy import importance_weights, proximal_logprobs, trusted_mask
+from agent_r1.algorithms.off_policy import importance_weights, trusted_mask
 from agent_r1.errors import ConfigError
 
 MASK = torch.tensor([[0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.bool)
@@ -79,15 +79,6 @@ def test_trusted_mask_by_hand():
     assert keep.int().tolist() == [[0, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     keep = trusted_mask(OLD, ROLLOUT, MASK, level="sequence", lower=0.0, upper=1.0)
     assert keep.int().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-
-
-def test_where_the_old_logprobs_come_from():
-    assert proximal_logprobs(ROLLOUT, OLD, "recompute") is OLD
-    assert proximal_logprobs(ROLLOUT, None, "rollout") is ROLLOUT
-    with pytest.raises(ConfigError, match="missing"):
-        proximal_logprobs(ROLLOUT, None, "recompute")
-    with pytest.raises(ConfigError, match="recompute"):
-        proximal_logprobs(ROLLOUT, OLD, "engine")
 
 
 @pytest.mark.parametrize(
