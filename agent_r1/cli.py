@@ -9,6 +9,8 @@ configuration is wrong, 130 interrupted.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shlex
 import sys
@@ -16,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import click
 
@@ -118,6 +120,25 @@ def from_run(command: Command) -> Command:
     return run(checkpoint(command))
 
 
+def from_server(command: Command) -> Command:
+    """Add ``--server`` and ``--model``; the command receives them as overrides, ``server``."""
+
+    @functools.wraps(command)
+    def with_overrides(url: str | None, name: str | None, **arguments: Any) -> Any:
+        if name and not url:
+            raise ConfigError("--model is the name of a model at --server URL; give both")
+        key = "actor_rollout_ref.rollout"
+        settings = {f"{key}.name": "openai", f"{key}.server.url": url} if url else {}
+        settings |= {f"{key}.server.model": name} if name else {}
+        server = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        return command(server=server, **arguments)
+
+    url = click.option("--server", "url", metavar="URL", help="Ask an OpenAI-compatible server.")
+    name = click.option("--model", "name", metavar="NAME", help="Model of that server, if many.")
+    wired: Any = url(name(with_overrides))
+    return cast(Command, wired)
+
+
 @cli.command()
 @configured
 def quickstart(file: Path | None, overrides: Sequence[str]) -> None:
@@ -190,27 +211,30 @@ def sft(file: Path | None, overrides: Sequence[str], print_config: bool) -> None
     examples="""
 agent-r1 eval --run runs/retool/first actor_rollout_ref.rollout.val_kwargs.n=8
 agent-r1 eval --checkpoint ./model data.val_files=aime.parquet
+agent-r1 eval --server http://127.0.0.1:8000/v1 --model NAME data.val_files=aime.parquet
 """,
 )
 @from_run
+@from_server
 @configured
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for table and trajectories.")
 def evaluate(
     run: Path | None,
     checkpoint: Path | None,
+    server: Sequence[str],
     file: Path | None,
     overrides: Sequence[str],
     out: Path | None,
 ) -> None:
-    """Measure a policy on held-out tasks (data.val_files)."""
-    config = _load_policy(run, checkpoint, file, overrides)
+    """Measure a policy on held-out tasks (data.val_files).
+
+    A server's tokenizer is its own; with --run, --checkpoint or actor_rollout_ref.model.path
+    naming the same model here, prompts are rendered as in training.
+    """
+    config = _load_policy(run, checkpoint, file, [*server, *overrides])
     from agent_r1.config import require
 
-    require(
-        config,
-        actor_rollout_ref__model__path="./my-model (or give --run)",
-        data__val_files="test.parquet (or generator:NAME)",
-    )
+    require(config, data__val_files="test.parquet (or generator:NAME)", **_policy_of(config))
     from agent_r1.trainer.evaluate import evaluate as run_evaluate
     from agent_r1.trainer.evaluate import markdown_table
 
@@ -224,20 +248,22 @@ agent-r1 chat --checkpoint ./model tool.env=retool -m 'What is 17 * 23?'
 """
 )
 @from_run
+@from_server
 @configured
 @click.option("--message", "-m", help="Ask this one thing and stop.")
 def chat(
     run: Path | None,
     checkpoint: Path | None,
+    server: Sequence[str],
     file: Path | None,
     overrides: Sequence[str],
     message: str | None,
 ) -> None:
     """Talk to a policy in the environment of its training."""
-    config = _load_policy(run, checkpoint, file, overrides)
+    config = _load_policy(run, checkpoint, file, [*server, *overrides])
     from agent_r1.config import require
 
-    require(config, actor_rollout_ref__model__path="./my-model (or give --run)")
+    require(config, **_policy_of(config))
     from agent_r1.trainer.chat import chat as run_chat
 
     run_chat(config, message=message)
@@ -426,6 +452,13 @@ def _load_policy(
     chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
     base = run / "config.yaml" if run is not None else None
     return _load(Config, file, [*chosen, *overrides], base=base)
+
+
+def _policy_of(config: Config) -> dict[str, str]:
+    """What must be given so that there is a policy; a server has its own."""
+    if config.actor_rollout_ref.rollout.name == "openai":
+        return {}
+    return {"actor_rollout_ref__model__path": "./my-model (or give --run or --server)"}
 
 
 def _policy_folder(run: Path | None, checkpoint: Path | None) -> Path | None:

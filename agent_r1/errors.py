@@ -68,6 +68,10 @@ class EngineError(AgentR1Error):
     """The generation engine failed."""
 
 
+class ContextExceeded(EngineError):
+    """A prompt does not fit into the model's context, as only its server could tell."""
+
+
 class RewardError(AgentR1Error):
     """A reward function raised, returned no number, or ran out of time."""
 

@@ -112,18 +112,26 @@ class Completion:
 
     ``logprobs[i]`` is the log-probability of ``token_ids[i]`` under the *untempered*
     distribution if the temperature was 1 and under the tempered one otherwise; that is,
-    under the distribution that was sampled from before ``top_p``/``top_k`` cut it.
+    under the distribution that was sampled from before ``top_p``/``top_k`` cut it. It is
+    None where the engine does not know: such a completion can be graded, not trained on.
     """
 
     token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    logprobs: tuple[float, ...] | None
     finish: Finish
     policy_version: int = 0
     stop: str | None = None
     """The stop string that ended the completion, when ``finish`` is ``STOP``."""
+    counted: int | None = None
+    """Tokens as a server counted them, where ``token_ids`` are characters and not its tokens."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens the model wrote."""
+        return len(self.token_ids) if self.counted is None else self.counted
 
     def __post_init__(self) -> None:
-        if len(self.token_ids) != len(self.logprobs):
+        if self.logprobs is not None and len(self.token_ids) != len(self.logprobs):
             raise RecordError(
                 f"{len(self.token_ids)} sampled tokens but {len(self.logprobs)} log-probabilities"
             )
@@ -220,7 +228,7 @@ class Trajectory:
     @property
     def response_length(self) -> int:
         """Tokens that the model wrote (tool tokens are not counted)."""
-        return sum(len(turn.completion.token_ids) for turn in self.turns)
+        return sum(turn.completion.length for turn in self.turns)
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -250,24 +258,26 @@ class TrainSample:
     """One token sequence ``[T]`` with what training needs to know of each token.
 
     ``loss_mask[t]`` is 1 where the model sampled token ``t`` and 0 on prompt and tool
-    tokens. ``behavior_logprobs[t]`` is 0.0 where the mask is 0. ``turn_index[t]`` is the
-    turn of the trajectory that sampled token ``t``, or -1.
+    tokens. ``behavior_logprobs[t]`` is 0.0 where the mask is 0; they are None where the
+    engine gave none, and no batch takes such a sample. ``turn_index[t]`` is the turn of the
+    trajectory that sampled token ``t``, or -1.
     """
 
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]
-    behavior_logprobs: tuple[float, ...]
+    behavior_logprobs: tuple[float, ...] | None
     turn_index: tuple[int, ...]
 
     def __post_init__(self) -> None:
         lengths = {
             len(self.token_ids),
             len(self.loss_mask),
-            len(self.behavior_logprobs),
             len(self.turn_index),
         }
+        if self.behavior_logprobs is not None:
+            lengths.add(len(self.behavior_logprobs))
         if len(lengths) != 1:
-            raise RecordError(f"the four sequences of a sample differ in length: {sorted(lengths)}")
+            raise RecordError(f"the sequences of a sample differ in length: {sorted(lengths)}")
 
 
 def _merge(turns: Sequence[Turn], first_index: int) -> TrainSample:
@@ -280,11 +290,12 @@ def _merge(turns: Sequence[Turn], first_index: int) -> TrainSample:
     mask: list[int] = [0] * len(ids)
     logprobs: list[float] = [0.0] * len(ids)
     index: list[int] = [-1] * len(ids)
+    known = all(turn.completion.logprobs is not None for turn in turns)
     for offset, turn in enumerate(turns):
         action = turn.completion
         ids += action.token_ids
         mask += [1] * len(action.token_ids)
-        logprobs += action.logprobs
+        logprobs += action.logprobs or ()
         index += [first_index + offset] * len(action.token_ids)
         if offset + 1 < len(turns):
             gap = len(turn.observation_ids)
@@ -292,4 +303,4 @@ def _merge(turns: Sequence[Turn], first_index: int) -> TrainSample:
             mask += [0] * gap
             logprobs += [0.0] * gap
             index += [-1] * gap
-    return TrainSample(tuple(ids), tuple(mask), tuple(logprobs), tuple(index))
+    return TrainSample(tuple(ids), tuple(mask), tuple(logprobs) if known else None, tuple(index))

@@ -216,6 +216,20 @@ def _sandbox(config: Config) -> Iterator[str]:
             yield f"sandbox.endpoints: {endpoint!r} must begin with http:// or https://"
 
 
+def _server(config: Config) -> Iterator[str]:
+    rollout = config.actor_rollout_ref.rollout
+    key, url = "actor_rollout_ref.rollout.server.url", rollout.server.url
+    if rollout.name == "openai" and not url:
+        yield f"actor_rollout_ref.rollout.name=openai needs {key}, as http://127.0.0.1:8000/v1"
+    if url and rollout.name != "openai":
+        yield (
+            f"{key} is given and actor_rollout_ref.rollout.name={rollout.name} would not use it; "
+            "set actor_rollout_ref.rollout.name=openai"
+        )
+    if url and not url.startswith(("http://", "https://")):
+        yield f"{key}={url!r} must begin with http:// or https://"
+
+
 _CHECKS: tuple[Check, ...] = (
     _names,
     _batches,
@@ -226,6 +240,7 @@ _CHECKS: tuple[Check, ...] = (
     _schedules,
     _run,
     _sandbox,
+    _server,
 )
 
 

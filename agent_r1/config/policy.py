@@ -158,11 +158,35 @@ class SamplingConfig(Section):
     """Samples per validation prompt."""
 
 
+class ServerConfig(Section):
+    """A server that speaks OpenAI's protocol, for evaluation and chat (``rollout.name=openai``)."""
+
+    url: str = ""
+    """Its address, as ``http://127.0.0.1:8000/v1``."""
+    model: str = ""
+    """The model's name there. Empty: the only one that it serves."""
+    api: Literal["auto", "completions", "completions_text", "chat", "chat_turns"] = "auto"
+    """``completions`` sends the prompts of training as token ids, ``completions_text`` as text.
+    ``chat`` sends messages and has the assistant's continued after a tool call (vLLM, SGLang);
+    ``chat_turns`` sends tool output as a user's message. ``auto``: ``completions`` where
+    ``model.path`` gives the tokenizer, else ``chat``."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key, so that no file holds the secret. Unset: none is sent."""
+    timeout_s: PositiveFloat = 300.0
+    """Longest silence of the server, in seconds."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further attempts after 429, 5xx and broken connections, with growing pauses."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of each request, such as ``{return_token_ids: true}`` for vLLM; null takes a
+    field out."""
+
+
 class RolloutConfig(Section):
     """How trajectories are sampled in training."""
 
     name: str = "embedded"
-    """Generation engine: ``embedded``, a registered name or a dotted path."""
+    """Generation engine: ``embedded``, a registered name or a dotted path; ``openai`` (a server,
+    see ``rollout.server``) for evaluation and chat."""
     n: PositiveInt = 8
     """Trajectories per prompt: the size of a group."""
     temperature: PositiveFloat = 1.0
@@ -182,7 +206,7 @@ class RolloutConfig(Section):
     max_num_seqs: PositiveInt = 128
     """Sequences that the engine decodes at once (its key-value cache slots)."""
     max_concurrency: PositiveInt | None = None
-    """Trajectories in flight at once. null: all of a step."""
+    """Trajectories in flight at once. null: all of a step, or 32 on a server."""
     deterministic: bool = True
     """Embedded engine: schedule in virtual time, so that runs repeat to the last bit whatever the
     tools' latency. false: trajectories rejoin as soon as their tool answers, which is faster
@@ -195,6 +219,7 @@ class RolloutConfig(Section):
     max_failed_share: Share = 0.2
     """Share of failed trajectories (tool or engine) in a step above which the run stops."""
     val_kwargs: SamplingConfig = SamplingConfig()
+    server: ServerConfig = ServerConfig()
 
 
 class CriticModelConfig(Section):

@@ -21,6 +21,7 @@ from agent_r1.config.policy import (
     RefConfig,
     RolloutConfig,
     SamplingConfig,
+    ServerConfig,
 )
 from agent_r1.config.section import Section
 from agent_r1.config.task import (
@@ -80,6 +81,7 @@ __all__ = [
     "SandboxConfig",
     "SandboxLimitsConfig",
     "Section",
+    "ServerConfig",
     "ToolConfig",
     "TrainerConfig",
 ]

@@ -77,7 +77,7 @@ class Batch:
             token_ids=_stack([s.token_ids for s in samples], pad_id, torch.int64),
             lengths=torch.tensor([len(s.token_ids) for s in samples]),
             loss_mask=_stack([s.loss_mask for s in samples], 0, torch.bool),
-            behavior_logprobs=_stack([s.behavior_logprobs for s in samples], 0.0, torch.float32),
+            behavior_logprobs=_stack(_behavior_logprobs(rows), 0.0, torch.float32),
             turn_index=_stack([s.turn_index for s in samples], -1, torch.int64),
             reward=torch.tensor([_reward(t) for t in owners], dtype=torch.float32),
             turn_reward=_turn_rewards(owners),
@@ -199,6 +199,21 @@ def _check_first_tokens(rows: Sequence[tuple[Trajectory, int, TrainSample]]) -> 
                 f"trajectory {trajectory.id}, sample {segment}: the model wrote the very first "
                 "token, which has no probability without a context; give it a prompt"
             )
+
+
+def _behavior_logprobs(
+    rows: Sequence[tuple[Trajectory, int, TrainSample]],
+) -> list[tuple[float, ...]]:
+    found = []
+    for trajectory, _, sample in rows:
+        if sample.behavior_logprobs is None:
+            raise RecordError(
+                f"trajectory {trajectory.id} has no log-probabilities: it was sampled by an engine "
+                "that gives none (a server) and serves evaluation only; sample what is trained on "
+                "with actor_rollout_ref.rollout.name=embedded"
+            )
+        found.append(sample.behavior_logprobs)
+    return found
 
 
 def _reward(trajectory: Trajectory) -> float:

@@ -6,13 +6,15 @@ A line holds the whole trajectory::
      "group_id": …, "index": …, "outcome": "finished", "error": null, "seconds": 1.9,
      "task": {"id", "prompt", "answer", "data_source", "extra"},
      "reward": {"value", "parts": {…}, "per_turn": [...] | null} | null,
-     "turns": [{"prompt_ids": [...] | null, "token_ids", "logprobs", "finish", "stop",
-                "policy_version", "text", "observation_ids", "observation_text",
+     "turns": [{"prompt_ids": [...] | null, "token_ids", "logprobs", "counted", "finish",
+                "stop", "policy_version", "text", "observation_ids", "observation_text",
                 "tool_calls": [{"success", "seconds"}], "generate_seconds", "tool_seconds"}],
      "loss_mask": [[[0, 57], [1, 33], …], …]}
 
-``prompt_ids`` is null where the turn continues the one before (prompt, action and
-observation, in that order), so that a line grows with the tokens and not with their square.
+``logprobs`` is null where a server gave none; ``counted`` is null unless ``token_ids`` are
+characters, and then says how many tokens they were. ``prompt_ids`` is null where the turn
+continues the one before (prompt, action and observation, in that order), so that a line
+grows with the tokens and not with their square.
 ``loss_mask`` is the mask of each training sample in runs of ``[value, length]``; it follows
 from the turns and stands there for readers in other languages. Numbers that JSON lacks
 (NaN, infinities) are text. A task's answer and extras come back as JSON values.
@@ -145,7 +147,10 @@ def _encode_turn(turn: Turn, before: Turn | None) -> dict[str, Any]:
     return {
         "prompt_ids": None if continues else turn.prompt_ids,
         "token_ids": completion.token_ids,
-        "logprobs": [json_number(value) for value in completion.logprobs],
+        "logprobs": None
+        if completion.logprobs is None
+        else [json_number(value) for value in completion.logprobs],
+        "counted": completion.counted,
         "finish": completion.finish.value,
         "stop": completion.stop,
         "policy_version": completion.policy_version,
@@ -169,10 +174,11 @@ def _decode_turn(record: Mapping[str, Any], before: Turn | None) -> Turn:
         prompt_ids=before.next_prompt_ids if prompt is None and before else tuple(prompt),
         completion=Completion(
             token_ids=tuple(record["token_ids"]),
-            logprobs=_floats(record["logprobs"]),
+            logprobs=None if record["logprobs"] is None else _floats(record["logprobs"]),
             finish=Finish(record["finish"]),
             policy_version=record["policy_version"],
             stop=record["stop"],
+            counted=record.get("counted"),
         ),
         text=record["text"],
         observation_ids=tuple(record["observation_ids"]),

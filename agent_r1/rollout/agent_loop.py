@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from agent_r1.errors import AgentR1Error, EngineError
+from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.tool.base import (
@@ -148,6 +148,8 @@ class AgentLoop:
                         env.close()
         except TimeoutError:
             outcome = Outcome.TIMEOUT
+        except ContextExceeded as failure:
+            outcome, error = Outcome.CONTEXT, str(failure)
         except EngineError as failure:
             outcome, error = Outcome.ENGINE_ERROR, _describe(failure)
         except _StepFailed as failure:
@@ -194,7 +196,7 @@ class AgentLoop:
         started = time.perf_counter()
         completion = await self._engine.generate(episode.prompt, params, episode.id)
         completion = _cut_at_trigger(env, self._codec, completion)
-        episode.used += len(completion.token_ids)
+        episode.used += completion.length
         return Turn(
             prompt_ids=episode.prompt,
             completion=completion,
@@ -244,7 +246,7 @@ def _cut_at_trigger(env: BaseToolEnv, codec: Codec, completion: Completion) -> C
         return completion
     return Completion(
         completion.token_ids[:kept],
-        completion.logprobs[:kept],
+        None if completion.logprobs is None else completion.logprobs[:kept],
         Finish.STOP,
         completion.policy_version,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from agent_r1.types import Completion, SamplingParams
+
+OnTokens = Callable[[Sequence[int]], None]
+"""Receives sampled ids as they come, on the caller's event loop."""
 
 
 class Engine(Protocol):
@@ -36,3 +39,17 @@ class Engine(Protocol):
         """Serve the weights of ``source`` from now on. No request may be in flight."""
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """An engine that can be watched while it samples, for people who wait for an answer."""
+
+    async def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        on_tokens: OnTokens,
+    ) -> Completion:
+        """Like ``generate``. All ids of the completion have reached ``on_tokens`` before it."""

@@ -58,6 +58,11 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     Whoever wants one part to be another takes these, replaces it and gives them to
     :class:`RLTrainer`.
     """
+    if config.actor_rollout_ref.rollout.name == "openai":
+        raise ConfigError(
+            "actor_rollout_ref.rollout.name=openai cannot train: a server gives no "
+            "log-probabilities of what it sampled and takes no new weights; use embedded"
+        )
     credit = CreditAssigner(config.algorithm)
     grader = stack.enter_context(open_grader(config.reward))
     env = stack.enter_context(open_environment(config.tool, config.sandbox))
@@ -209,8 +214,13 @@ def _load_data(config: Config, codec: Codec) -> tuple[TaskLoader, Sequence[Task]
     return loader, held_out
 
 
-def load_split(config: Config, codec: Codec, split: str, seed: int) -> Sequence[Task]:
-    """The tasks of one split whose prompts fit."""
+def load_split(
+    config: Config, codec: Codec, split: str, seed: int, *, measured: bool = True
+) -> Sequence[Task]:
+    """The tasks of one split whose prompts fit.
+
+    ``measured=False`` takes all of them, where no tokenizer can tell how long they are.
+    """
     data = config.data
     training = split == "train"
     options = {**data.generator_kwargs, **({} if training else data.val_generator_kwargs)}
@@ -222,6 +232,9 @@ def load_split(config: Config, codec: Codec, split: str, seed: int) -> Sequence[
         options=options,
         max_samples=data.train_max_samples if training else data.val_max_samples,
     )
+
+    if not measured:
+        return loaded.strict()
 
     def length(task: Task) -> int:
         return len(codec.render(task))

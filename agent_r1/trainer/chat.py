@@ -11,11 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 from agent_r1.config.schema import Config
-from agent_r1.models.load import check_vocabulary, load_tokenizer
 from agent_r1.rollout.agent_loop import AgentLoop, Sampling
-from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.trainer import build
+from agent_r1.trainer.policy import open_policy
 from agent_r1.types import Message, Outcome, Task, Trajectory, Turn
 
 
@@ -56,19 +55,15 @@ def _next_line(read: Callable[[], str]) -> str | None:
 
 def _prepare(config: Config, stack: ExitStack, runner: asyncio.Runner, console: Console) -> Session:
     env = stack.enter_context(build.open_environment(config.tool, config.sandbox))
-    model_config = config.actor_rollout_ref.model
-    tokenizer = load_tokenizer(model_config.path, trust_remote_code=model_config.trust_remote_code)
-    codec = Codec(tokenizer, chat_template_kwargs=model_config.chat_template_kwargs)
-    model = build.model_loader(config)(model_config.path)
-    check_vocabulary(model, tokenizer)
-    engine = build.build_engine(config, model, tokenizer)
+    policy = open_policy(config, env)
+    engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
-    loop = AgentLoop(engine, codec, env, build.loop_limits(config))
+    loop = AgentLoop(engine, policy.codec, env, build.loop_limits(config))
     val = config.actor_rollout_ref.rollout.val_kwargs
     sampling = replace(
         build.train_sampling(config, env), temperature=val.temperature, top_p=val.top_p
     )
-    speaks_chat = getattr(tokenizer, "chat_template", None) is not None
+    speaks_chat = getattr(policy.codec.tokenizer, "chat_template", None) is not None
     return Session(loop, engine, sampling, console, speaks_chat)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -17,17 +18,16 @@ from pathlib import Path
 from agent_r1.config.load import to_yaml
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError, DataError
-from agent_r1.models.load import check_vocabulary, load_tokenizer
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.metrics import succeeded
 from agent_r1.monitor.records import encode_trajectory, load_trajectories
 from agent_r1.reward.answers import final_answer
 from agent_r1.rollout.agent_loop import AgentLoop
-from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner, usable
 from agent_r1.trainer import build
 from agent_r1.trainer.estimates import Estimate, bootstrap, majority, pass_at_k
 from agent_r1.trainer.interrupt import Interrupted, StopRequest
+from agent_r1.trainer.policy import open_policy
 from agent_r1.trainer.validation import Validator
 from agent_r1.types import Trajectory
 
@@ -56,12 +56,12 @@ class SourceReport:
 def evaluate(config: Config, out: Path | None = None) -> list[SourceReport]:
     """Sample ``data.val_files`` with ``rollout.val_kwargs`` and report by data source.
 
-    ``out`` (default: ``eval/`` next to the model) receives ``trajectories.jsonl``,
-    ``results.json``, ``table.md`` and ``config.yaml``.
+    ``out`` (default: ``eval/`` next to the model, ``eval/<model>/`` here for one on a server)
+    receives ``trajectories.jsonl``, ``results.json``, ``table.md`` and ``config.yaml``.
     """
-    folder = out or Path(config.actor_rollout_ref.model.path) / "eval"
     with ExitStack() as stack:
-        validator, runner = _prepare(config, stack)
+        validator, runner, model = _prepare(config, stack)
+        folder = out or _default_folder(config, model)
         store = _Store(folder, config)
         stack.callback(store.close)
         groups = validator.groups()
@@ -72,27 +72,29 @@ def evaluate(config: Config, out: Path | None = None) -> list[SourceReport]:
     return reports
 
 
-def _prepare(config: Config, stack: ExitStack) -> tuple[Validator, asyncio.Runner]:
+def _prepare(config: Config, stack: ExitStack) -> tuple[Validator, asyncio.Runner, str]:
     grader = stack.enter_context(build.open_grader(config.reward))
     env = stack.enter_context(build.open_environment(config.tool, config.sandbox))
-    model_config = config.actor_rollout_ref.model
-    tokenizer = load_tokenizer(model_config.path, trust_remote_code=model_config.trust_remote_code)
-    codec = Codec(tokenizer, chat_template_kwargs=model_config.chat_template_kwargs)
+    policy = open_policy(config, env)
     seed = config.trainer.seed if config.data.seed is None else config.data.seed
-    tasks = build.load_split(config, codec, "val", seed)
-    model = build.model_loader(config)(model_config.path)
-    check_vocabulary(model, tokenizer)
+    tasks = build.load_split(config, policy.codec, "val", seed, measured=policy.counts_tokens)
     runner = stack.enter_context(asyncio.Runner())
-    engine = build.build_engine(config, model, tokenizer)
+    engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
     groups = GroupRunner(
-        AgentLoop(engine, codec, env, build.loop_limits(config)),
+        AgentLoop(engine, policy.codec, env, build.loop_limits(config)),
         engine,
         build.make_scorer(config, grader),
-        max_concurrency=config.actor_rollout_ref.rollout.max_concurrency,
+        max_concurrency=policy.max_concurrency,
     )
     sampling = build.train_sampling(config, env)
-    return build.build_validator(config, tasks, groups, sampling), runner
+    return build.build_validator(config, tasks, groups, sampling), runner, policy.name
+
+
+def _default_folder(config: Config, model: str) -> Path:
+    if config.actor_rollout_ref.model.path:
+        return Path(config.actor_rollout_ref.model.path) / "eval"
+    return Path("eval") / re.sub(r"[^\w.-]+", "-", model)
 
 
 def _members(groups: Sequence[Group]) -> list[Group]:
