@@ -140,21 +140,21 @@ class TierGroup:
         if controllers.version == 2:
             Path(self.folders[0], "cgroup.subtree_control").write_text("+memory +pids")
 
-    def add(self, index: int, pid: int) -> SlotGroup:
-        """A group for the slot whose init has process id ``pid``."""
+    def add(self, index: int, pids: list[int]) -> SlotGroup:
+        """A group for a slot, joined by its processes ``pids`` and all that they fork."""
         folders = [Path(folder, str(index)) for folder in self.folders]
         for folder in folders:
             folder.mkdir(exist_ok=True)
-            (folder / "cgroup.procs").write_text(str(pid))
+            for pid in pids:
+                (folder / "cgroup.procs").write_text(str(pid))
         memory = next(f for f in folders if f.parent.parent == self._controllers.memory)
-        pids = self._controllers.pids
-        counted = next((f for f in folders if f.parent.parent == pids), None)
+        parent = self._controllers.pids
+        counted = next((f for f in folders if f.parent.parent == parent), None)
         return SlotGroup(self._controllers.version, memory, counted)
 
-    def close(self) -> None:
-        """Remove what is empty; the supervisor does the same when we cannot."""
-        for folder in self.folders:
-            remove(Path(folder))
+    def close(self) -> bool:
+        """Remove what is empty, as the supervisor does too. Whether nothing is left."""
+        return not [folder for folder in self.folders if not remove(Path(folder))]
 
 
 class SlotGroup:

@@ -158,6 +158,7 @@ class EmbeddedExecutor:
                 except SlotLost:
                     if attempt + 1 == _ATTEMPTS:
                         raise
+                    pool.prune()
             raise AssertionError("unreachable")
         finally:
             gate.leave()
@@ -237,13 +238,23 @@ def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_En
         report = exchange.report
         assert report is not None
         killed = report.wait_status & 0x7F == signal.SIGKILL
-        return _Ended(exchange.result(ran_out=killed and slot.ran_out()), report.alive)
+        ran_out = killed and slot.ran_out()
+        if killed and not ran_out and report.reason == messages.EXITED:
+            yield from _confirm(slot)
+        return _Ended(exchange.result(ran_out=ran_out), report.alive)
     except SlotLost:
         if not slot.ran_out():
             raise
         return _Ended(exchange.cut_short(), False, slot_lives=False)  # the choice fell on init
     finally:
         exchange.close()
+
+
+def _confirm(slot: Slot) -> Generator[Step, Any, None]:
+    """A killed program may have been its own doing, or have died with its whole tier."""
+    sound = yield Call(slot.is_sound, lambda _: None)
+    if not sound:
+        raise SlotLost("the sandbox process ended together with its program")
 
 
 def _note_loss(result: RunResult) -> RunResult:

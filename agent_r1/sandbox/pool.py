@@ -5,26 +5,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
+import shutil
 import socket
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_r1.errors import SandboxError, SandboxUnavailable
-from agent_r1.sandbox import isolation, layout
+from agent_r1.sandbox import isolation, layout, userids
 from agent_r1.sandbox.cgroups import Controllers, SlotGroup, TierGroup
 from agent_r1.sandbox.guest import messages
 from agent_r1.sandbox.languages import toolchain_paths
 from agent_r1.sandbox.tiers import Tier
 
 _START_SECONDS: Final = 60.0
-_ID_BASE: Final = 1_900_000_000
-"""Host user ids of programs when the executor runs as root: in a range nobody allots."""
-_ID_COUNT: Final = 65536
+_END_SECONDS: Final = 5.0
+_PAUSE: Final = 0.005
+_MOST_SLOTS: Final = 65536
 _HUGE_PAGES: Final = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _CREDENTIALS: Final = struct.Struct("iII")
 
@@ -41,15 +44,22 @@ class PoolSettings:
 class Slot:
     """One init process that runs one program at a time."""
 
-    __slots__ = ("channel", "group", "pid", "tier")
+    __slots__ = ("channel", "control", "group", "index", "tier")
 
     def __init__(
-        self, tier: ZygotePool, channel: socket.socket, pid: int, group: SlotGroup | None
+        self,
+        tier: ZygotePool,
+        index: int,
+        channel: socket.socket,
+        control: socket.socket,
+        group: SlotGroup | None,
     ) -> None:
         self.tier = tier
+        self.index = index
+        """Which of the tier's user ids it has."""
         self.channel = channel
-        self.pid = pid
-        """Of init, as this process sees it."""
+        self.control = control
+        """To the zygote that it was forked from."""
         self.group = group
 
     def limit(self, memory_bytes: int, processes: int) -> None:
@@ -60,6 +70,10 @@ class Slot:
     def ran_out(self) -> bool:
         """Whether the kernel killed for memory in this slot since last asked."""
         return self.group is not None and self.group.ran_out()
+
+    def is_sound(self) -> bool:
+        """Whether nobody ended this slot or its zygote from outside. May block for a start."""
+        return self.tier.has(self.control) and not hung_up(self.channel)
 
     def close(self) -> None:
         """Hang up: init ends, and the kernel ends everything in its namespace."""
@@ -73,13 +87,19 @@ class ZygotePool:
     def __init__(self, tier: Tier, settings: PoolSettings) -> None:
         self.tier = tier
         self._settings = settings
+        self._strict = settings.level == "strict"
         self._lock = threading.Lock()
         self._idle: list[Slot] = []
         self._buried: list[Slot] = []
+        self._old_groups: list[TierGroup] = []
+        self._used: set[int] = set()
         self._next = 0
+        self._ids: userids.Ids | None = None
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._group: TierGroup | None = None
+        self._scratch: str | None = None
+        """Without namespaces: the folder of its slots' files."""
         self._closed = False
 
     def take_idle(self) -> Slot | None:
@@ -100,24 +120,44 @@ class ZygotePool:
         slot.close()
 
     def bury(self, slot: Slot) -> None:
-        """Remember the groups of an ended slot until its processes are gone."""
-        if slot.group is not None:
-            self._buried.append(slot)
+        """Remember an ended slot until its processes are gone."""
+        self._buried.append(slot)
 
     def _clear_graves(self) -> None:
         graves, self._buried = self._buried, []
         for slot in graves:
-            assert slot.group is not None
-            if not slot.group.close():
+            if slot.group is None or slot.group.close():
+                self._used.discard(slot.index)
+            else:
                 self._buried.append(slot)
+        self._old_groups = [group for group in self._old_groups if not group.close()]
+
+    def prune(self) -> None:
+        """Drop the idle slots that were killed, so that no run is tried on them."""
+        with self._lock:
+            dead = [slot for slot in self._idle if hung_up(slot.channel)]
+            self._idle = [slot for slot in self._idle if slot not in dead]
+        for slot in dead:
+            slot.close()
+
+    def has(self, control: socket.socket) -> bool:
+        """Whether the zygote behind ``control`` is this tier's and alive.
+
+        A process that is killed hangs up before the kernel ends those in its namespace. That
+        no slot is being started now (the lock) means that nobody else holds its end.
+        """
+        with self._lock:
+            return control is self._control and not hung_up(control)
 
     def _spawn(self) -> Slot:
+        """A new slot. What was killed on the way is started again, once."""
         with self._lock:
             self._clear_graves()
             try:
                 return self._spawn_once()
-            except (OSError, SandboxError):  # the zygote may have been killed: a new one, once
-                self._stop()
+            except (OSError, SandboxError):
+                if self._control is None or hung_up(self._control):
+                    self._stop()
             try:
                 return self._spawn_once()
             except OSError as error:
@@ -128,23 +168,36 @@ class ZygotePool:
         if self._closed:
             raise SandboxUnavailable("the executor is closed")
         control = self._control or self._start()
+        index = self._next_index()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        self._next += 1
-        index = self._next % (_ID_COUNT // 2 - 1)
         try:
             with theirs:
                 socket.send_fds(control, [messages.pack_slot(index)], [theirs.fileno()])
-            pid = _expect_hello(ours)
-            group = self._group.add(index, pid) if self._group is not None else None
+            pids = [_expect_hello(ours) for _ in range(2 if self._strict else 1)]  # forker, init
+            group = self._group.add(index, pids) if self._group is not None else None
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
         except BaseException:
             ours.close()
             raise
-        return Slot(self, ours, pid, group)
+        self._used.add(index)
+        return Slot(self, index, ours, control, group)
+
+    def _next_index(self) -> int:
+        """Not that of a living slot, and none that was used a short while ago."""
+        most = _MOST_SLOTS
+        if self._ids is not None:  # with namespaces a slot has two, after one for the zygote
+            most = self._ids.count // 2 - 2 if self._strict else self._ids.count - 1
+        for _ in range(most):
+            self._next = self._next % most + 1
+            if self._next not in self._used:
+                return self._next
+        raise SandboxUnavailable(f"more than {most} sandbox slots: lower `workers` or sessions")
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if self._ids is None:
+            self._ids = userids.shared() if self._strict else userids.reserve()
         if self._settings.controllers is not None:
             self._group = TierGroup(self._settings.controllers)
         spec = self._describe(theirs.fileno())
@@ -160,7 +213,16 @@ class ZygotePool:
             )
         ours.settimeout(_START_SECONDS)
         try:
-            data = ours.recv(65536)
+            self._expect_ready(ours)
+        except BaseException:
+            ours.close()
+            raise
+        self._control = ours
+        return ours
+
+    def _expect_ready(self, control: socket.socket) -> None:
+        try:
+            data = control.recv(65536)
         except OSError as error:
             raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
         if not data:
@@ -168,16 +230,14 @@ class ZygotePool:
         answer = json.loads(data)
         if "failed" in answer:
             raise SandboxUnavailable(isolation.refusal(self._settings.level, answer["failed"]))
-        self._control = ours
-        return ours
 
     def _describe(self, control: int) -> dict[str, Any]:
         environment = layout.environment()
         if self.tier.huge_pages:
             environment |= _HUGE_PAGES
         extra = toolchain_paths() if self.tier.name == "tools" else ()
-        ids = host_ids()
-        strict = self._settings.level == "strict"
+        ids = self._ids
+        strict = self._strict
         scratch = None
         if not strict:
             closed = layout.closed_folder()
@@ -186,7 +246,7 @@ class ZygotePool:
                     f"isolation={self._settings.level!r} runs programs as other users, who may "
                     f"not enter {closed}: install the interpreter and this package elsewhere"
                 )
-            scratch = tempfile.mkdtemp(prefix="agent-r1-")
+            scratch = self._scratch = tempfile.mkdtemp(prefix="agent-r1-")
             os.chmod(scratch, 0o711)
         shown = layout.describe(extra)
         return {
@@ -194,7 +254,7 @@ class ZygotePool:
             **shown,
             "control": control,
             "host": os.getpid(),
-            "ids": ids,
+            "ids": (ids.first, ids.count) if ids is not None else None,
             "cgroups": self._group.folders if self._group else [],
             "bootstrap": layout.BOOTSTRAP,
             "executable": sys.executable,
@@ -206,7 +266,7 @@ class ZygotePool:
                 "single_id": ids is None,
                 "file_bytes": self._settings.file_bytes,
                 "own_namespaces": strict,
-                "first_id": ids[0] if ids is not None else None,
+                "first_id": ids.first if ids is not None else None,
                 "readable": shown["binds"] if self._settings.level == "landlock" else None,
                 "scratch": scratch,
             },
@@ -223,36 +283,40 @@ class ZygotePool:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(5)
             self._process = None
+        if self._scratch is not None:  # the supervisor removes it, unless it was killed
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch = None
         if self._group is not None:
-            self._group.close()
+            self._old_groups.append(self._group)
             self._group = None
+        self._clear_graves()
 
     def close(self) -> None:
         """End the tier with everything in it."""
         with self._lock:
             self._closed = True
             self._stop()
+            self._wait_for_the_dying()
+            if self._ids is not None:
+                self._ids.release()
+
+    def _wait_for_the_dying(self) -> None:
+        """Where the supervisor was killed too, its clean-up is ours."""
+        deadline = time.monotonic() + _END_SECONDS
+        while self._old_groups and time.monotonic() < deadline:
+            time.sleep(_PAUSE)
+            self._clear_graves()
 
 
-def host_ids() -> tuple[int, int] | None:
-    """First and number of the host user ids for programs; ``None`` where only ours can be."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        with open("/proc/self/uid_map") as file:
-            extents = [[int(field) for field in line.split()] for line in file]
-    except OSError:
-        return None
-    for first, _, count in extents:
-        if first <= _ID_BASE and first + count >= _ID_BASE + _ID_COUNT:
-            return _ID_BASE, _ID_COUNT
-    first, _, count = max(extents, key=lambda extent: extent[2])
-    share = min(count // 2, _ID_COUNT)  # inside a container: the upper half of its ids
-    return (first + count - share, share) if share >= 1024 else None
+def hung_up(channel: socket.socket) -> bool:
+    """Whether an idle channel's other side has closed it, or says what only the failed say."""
+    poller = select.poll()
+    poller.register(channel, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _expect_hello(channel: socket.socket) -> int:
-    """Wait until the slot's init is ready; its process id in this process's namespace."""
+    """Wait until a process of the slot is ready; its id in this process's namespace."""
     channel.settimeout(_START_SECONDS)
     data, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(_CREDENTIALS.size))
     if data != messages.HELLO:

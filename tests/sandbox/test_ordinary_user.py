@@ -1,4 +1,4 @@
-"""The embedded executor as an ordinary user without any capability.
+"""The embedded executor as an ordinary user without any capability, and beside other users.
 
 Needs root to become that user. An interpreter below a folder that only root may enter is
 shown to the user in a private mount namespace.
@@ -36,10 +36,11 @@ if closed:
     os.makedirs(base)
     linux.mount("/mnt/base", base, "", linux.MS_BIND)
     linux.umount("/mnt")
-os.setgroups([])
-os.setresgid(user, user, user)
-os.setresuid(user, user, user)
-linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+if user:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
 os.execv(sys.executable, [sys.executable, "-c", sys.argv[2], *sys.argv[3:]])
 """
 
@@ -73,11 +74,11 @@ NO_SOCKETS = {"connect_loopback"}  # the call that makes one is refused already
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
-def as_nobody(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python script as a user who has nothing."""
+def as_nobody(script: str, *arguments: str, user: int = NOBODY) -> subprocess.CompletedProcess[str]:
+    """Run a Python script as a user who has nothing; 0: as root, with the same view."""
     if not os.stat(REPOSITORY).st_mode & 1:
         pytest.skip("this checkout is closed to other users")
-    command = [sys.executable, "-c", BECOME_USER, str(NOBODY), script, *arguments]
+    command = [sys.executable, "-c", BECOME_USER, str(user), script, *arguments]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command, cwd="/", env=environment, capture_output=True, text=True, timeout=250, check=False
@@ -101,6 +102,34 @@ def test_what_a_weaker_level_promises(level: str) -> None:
         names -= {"renice_all", "init_memory", "init_environment", "limit_init"}
     done = as_nobody(RUN_CASES, level, *sorted(names))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+NEIGHBOURS = """
+import concurrent.futures, sys
+from agent_r1.sandbox import EmbeddedExecutor, RunRequest
+sleeper = RunRequest(code="import time; time.sleep(1); print('whole')")
+with (
+    EmbeddedExecutor(isolation=sys.argv[1]) as one,
+    EmbeddedExecutor(isolation=sys.argv[2]) as other,
+    concurrent.futures.ThreadPoolExecutor(16) as threads,
+):
+    runs = [threads.submit(one.run, sleeper) for _ in range(4)]
+    for _ in range(4):
+        quick = [RunRequest(code=code) for code in ("print(1)", "import numpy")]
+        quick.append(RunRequest(code="echo 1", language="bash"))
+        quick += [RunRequest(code="import os; os.kill(-1, 9)")] * 8
+        list(threads.map(other.run, quick))
+    for run in runs:
+        print(run.result().status, run.result().stdout)
+"""
+
+
+@pytest.mark.parametrize("level", ["landlock", "process"])
+@pytest.mark.parametrize("beside", ["strict", "landlock", "process"])
+def test_executors_without_namespaces_end_only_their_own_programs(level: str, beside: str) -> None:
+    """As root they end what a program left by its user id: two must never share one."""
+    done = as_nobody(NEIGHBOURS, beside, level, user=0)
+    assert done.stdout == "success whole\n\n" * 4, done.stdout + done.stderr
 
 
 DENIED = """

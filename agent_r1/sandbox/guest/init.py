@@ -1,4 +1,4 @@
-"""Process 1 of a slot: forks one program at a time, ends all that it left, reports.
+"""Process 1 of a slot: has one program run at a time, ends all that it left, reports.
 
 Because this process is not the program, signals that a program sends itself do what they
 do elsewhere, and how it ended is told by the kernel and not by the program. Init never
@@ -18,12 +18,12 @@ import time
 from dataclasses import dataclass
 from typing import NoReturn
 
-from agent_r1.sandbox.guest import landlock, linux, messages, processes, program, seccomp
+from agent_r1.sandbox.guest import forker, linux, messages, processes, program, seccomp
 from agent_r1.sandbox.guest.session import Session
 
 _FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _MILLISECONDS = 1000
-_DEVICES = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom"))
+_KILL_MILLISECONDS = 5
 _WATCH_SECONDS = 0.05
 """How often the memory of a tree is sampled, beginning with its second such interval."""
 _INTERRUPT_SECONDS = 0.05
@@ -44,23 +44,22 @@ class Place:
     file_bytes: int
 
 
-def main(channel: socket.socket, keeper: socket.socket, place: Place) -> NoReturn:
+def main(
+    channel: socket.socket,
+    keeper: socket.socket,
+    orders: socket.socket | None,
+    place: Place,
+    started: mmap.mmap,
+) -> NoReturn:
     """Serve the host on ``channel`` until it hangs up."""
     if place.own_namespaces:
         _mount_proc()
     else:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    linux.drop_bounding_set()
     if place.user is None and place.own_namespaces:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)  # keeps its /proc entries from the program
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    rules = None
-    if place.readable is not None:
-        rules = landlock.make_rules(place.readable, (place.box, *_DEVICES))
     linux.install_seccomp(seccomp.build_filter(own_network=place.own_namespaces))
-    processes.prepare(own_namespace=place.own_namespaces, user=place.user)
-    program.prepare(place.box, place.user, rules, confined=place.own_namespaces)
-    slot = _Slot(channel, keeper, place)
+    slot = _Slot(channel, keeper, orders, place, started)
     gc.collect()
     gc.freeze()
     channel.send(messages.HELLO)
@@ -80,14 +79,22 @@ def _mount_proc() -> None:
 class _Slot:
     """The state of one init between runs."""
 
-    def __init__(self, channel: socket.socket, keeper: socket.socket, place: Place) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        keeper: socket.socket,
+        orders: socket.socket | None,
+        place: Place,
+        started: mmap.mmap,
+    ) -> None:
         self.channel = channel
         self.keeper = keeper
+        self.orders = orders
         self.file_bytes = place.file_bytes
         self._folders = [place.box, *(f"{place.box}/{name}" for name in ("work", "tmp", "shm"))]
         self._own_box = place.own_namespaces
         self.session: Session | None = None
-        self.started = mmap.mmap(-1, mmap.PAGESIZE)
+        self.started = started
         self.pristine = self._box_state()
 
     def _box_state(self) -> tuple[int, ...]:
@@ -131,28 +138,49 @@ class _Slot:
     def _run(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
         self.started[0] = 0
         began = time.monotonic()
-        child = linux.fork()
-        if child == 0:
-            self._in_child(order, descriptors)
-        exited = os.pidfd_open(child)
-        reason = self._wait(exited, order, began + order.wall_seconds)
-        os.close(exited)
-        status, cpu = processes.end_all(child)
+        deadline = began + order.wall_seconds
+        fork = self._fork_outside if self.orders is not None else self._fork_here
+        reason, status, cpu = fork(order, descriptors, deadline)
         seconds = time.monotonic() - began
         if not self.started[0] and reason == messages.EXITED:
             reason = messages.NEVER_STARTED
         return messages.Report(reason, False, status, seconds, cpu)
 
-    def _in_child(self, order: messages.Order, descriptors: list[int]) -> NoReturn:
-        """Become the program. Descriptors: job, standard output and error, maybe input."""
-        try:
-            job = program.read_job(descriptors[0])
-            program.attach(descriptors, bool(order.flags & messages.STDIN))
-            os.closerange(3, 64)
-            program.become(job, order.memory_bytes, self.started)
-        except BaseException as error:
-            os.write(2, f"{type(error).__name__}: {error}\n".encode())
-        os._exit(1)
+    def _fork_outside(
+        self, order: messages.Order, descriptors: list[int], deadline: float
+    ) -> tuple[int, int, float]:
+        """Let the forker run the program; how it ended is the forker's answer."""
+        channel = self.orders
+        assert channel is not None
+        socket.send_fds(channel, [order.pack()], descriptors)
+        reason = self._wait(channel.fileno(), order, deadline)
+        if reason != messages.EXITED:
+            self._kill_until(channel)
+        answer = channel.recv(64)
+        if not answer:
+            os._exit(1)
+        status, cpu = forker.ANSWER.unpack(answer)
+        return reason, status, cpu + processes.end_all(0)[1]
+
+    def _kill_until(self, channel: socket.socket) -> None:
+        """The program may be about to be forked: kill until the forker says that it ended."""
+        poller = select.poll()
+        poller.register(channel, select.POLLIN)
+        processes.signal_all(signal.SIGKILL)
+        while not poller.poll(_KILL_MILLISECONDS):
+            processes.signal_all(signal.SIGKILL)
+
+    def _fork_here(
+        self, order: messages.Order, descriptors: list[int], deadline: float
+    ) -> tuple[int, int, float]:
+        """Without a process namespace programs must be descendants of ours to be found."""
+        child = linux.fork()
+        if child == 0:
+            forker.become_program(order, descriptors, self.started)
+        exited = os.pidfd_open(child)
+        reason = self._wait(exited, order, deadline)
+        os.close(exited)
+        return reason, *processes.end_all(child)
 
     def _wait(self, ended: int, order: messages.Order, deadline: float) -> int:
         """Until ``ended`` is readable, time is up, memory is used up, or the host says stop."""

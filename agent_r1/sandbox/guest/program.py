@@ -46,7 +46,7 @@ def _count_others(user: int | None, confined: bool) -> int:
     if user is not None:
         return 0
     if confined:
-        return 2  # keeper and init
+        return 3  # keeper, forker and init
     count = 64  # for what our user starts meanwhile
     for name in os.listdir("/proc"):
         if name.isdigit():
@@ -104,6 +104,7 @@ def confine(
 ) -> None:
     """Drop every privilege, apply the limits, place the files, mark the page ``started``."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a slot's processes ignore
     threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
     _limit(job, memory_bytes)
     if cpu_limited:

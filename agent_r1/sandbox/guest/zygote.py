@@ -1,9 +1,13 @@
 """Process 1 of a tier: imports what its programs want once, then forks slots on demand.
 
-A slot is two processes. The *keeper* makes the slot's namespaces and its private file
-system, and renews that when a program has written to it. The *init* is process 1 of the
-slot's process namespace and forks programs; it is behind the system call filter that the
-keeper needs to be outside of.
+A slot is three processes. The *forker* makes the slot's namespaces and forks programs into
+them; that it does nothing else keeps small what is copied after each fork. The *keeper*
+renews the private file system when a program has written to it, which the others, behind
+the system call filter, cannot. The *init* is process 1 of the slot's process namespace and
+conducts: it speaks with the host, keeps the time, and ends what a program leaves.
+
+Without namespaces a slot is two: the keeper, and an init that forks its programs itself,
+because only its own descendants can be told from the other processes of the host.
 """
 
 from __future__ import annotations
@@ -18,9 +22,10 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import init, linux, messages, python, root, warmup
+from agent_r1.sandbox.guest import forker, init, linux, messages, python, root, warmup
 from agent_r1.sandbox.guest.supervisor import NAMESPACES, write_maps
 
 _PROGRAM_ID = 1000
@@ -70,19 +75,14 @@ def _import_all(modules: list[str]) -> list[str]:
 def _fork_slot(
     spec: dict[str, Any], index: int, channel: socket.socket, control: socket.socket
 ) -> None:
-    """Fork a keeper and write the user id maps that it cannot write for itself."""
+    """Fork a slot and write the user id maps that it cannot write for itself."""
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ours.close()
         control.close()
-        try:
-            _keep(spec, index, channel, theirs)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                channel.send(b"E" + str(error).encode()[:4000])
-        os._exit(1)
+        _report_failure(channel, lambda: _start_slot(spec, index, channel, theirs))
     theirs.close()
     with contextlib.suppress(OSError):
         if ours.recv(1):
@@ -100,33 +100,73 @@ def _map_slot(spec: dict[str, Any], index: int, keeper: int) -> None:
     write_maps(keeper, maps, maps)
 
 
-def _keep(
+def _start_slot(
     spec: dict[str, Any], index: int, channel: socket.socket, gate: socket.socket
 ) -> NoReturn:
-    """Make the slot's place, start its init in it, then renew its files whenever init asks."""
-    place = _enter_namespaces(spec, gate) if spec["own_namespaces"] else _find_place(spec, index)
+    """Make the slot's place, then its processes around it."""
+    confined: bool = spec["own_namespaces"]
+    place = _enter_namespaces(spec, gate) if confined else _find_place(spec, index)
     gate.close()
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     box = _Box(place)
     box.make(place.file_bytes)
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    child = os.fork()
-    if child == 0:
-        ours.close()
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-        try:
-            init.main(channel, theirs, place)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                channel.send(b"E" + str(error).encode()[:4000])
-        os._exit(1)
-    theirs.close()
+    if confined:
+        _start_confined(place, box, channel)
+    _start_plain(place, box, channel)
+
+
+def _start_confined(place: init.Place, box: _Box, channel: socket.socket) -> NoReturn:
+    """Become the forker, of a keeper beside it and of an init in a new process namespace."""
+    renewals, keeper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if _fork_guarded():
+        renewals.close()
+        channel.close()
+        _renew_on_demand(keeper_end, box)
+    keeper_end.close()
+    started = forker.prepare(place)
+    channel.send(messages.HELLO)
+    linux.unshare(linux.CLONE_NEWPID)
+    orders, forker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if _fork_guarded():
+        forker_end.close()
+        _report_failure(channel, lambda: init.main(channel, renewals, orders, place, started))
+    for end in (channel, renewals, orders):
+        end.close()
+    forker.serve(forker_end, started)
+
+
+def _start_plain(place: init.Place, box: _Box, channel: socket.socket) -> NoReturn:
+    """Become the keeper, and outlive the init to clear its folder away."""
+    renewals, keeper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if _fork_guarded():
+        keeper_end.close()
+        started = forker.prepare(place)
+        _report_failure(channel, lambda: init.main(channel, renewals, None, place, started))
+    renewals.close()
     channel.close()
-    _renew_on_demand(child, ours, box)
+    _renew_on_demand(keeper_end, box)
+
+
+def _fork_guarded() -> bool:
+    """Fork a child that ends with this process. True in the child."""
+    if os.fork():
+        return False
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    return True
+
+
+def _report_failure(channel: socket.socket, function: Callable[[], NoReturn]) -> NoReturn:
+    try:
+        function()
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            channel.send(b"E" + str(error).encode()[:4000])
+    os._exit(1)
 
 
 def _enter_namespaces(spec: dict[str, Any], gate: socket.socket) -> init.Place:
-    linux.unshare(NAMESPACES | linux.CLONE_NEWUSER)
+    """All but the process namespace, which the keeper must stay outside of."""
+    linux.unshare(NAMESPACES & ~linux.CLONE_NEWPID | linux.CLONE_NEWUSER)
     gate.send(b"u")
     if not gate.recv(1):
         raise OSError("the zygote could not map user ids")
@@ -182,11 +222,13 @@ class _Box:
             shutil.rmtree(self._place.box, ignore_errors=True)
 
 
-def _renew_on_demand(child: int, requests: socket.socket, box: _Box) -> NoReturn:
+def _renew_on_demand(requests: socket.socket, box: _Box) -> NoReturn:
+    """The keeper's life."""
     while True:
         data = requests.recv(16)
         if not data:
-            os.waitpid(child, 0)
+            with contextlib.suppress(ChildProcessError):
+                os.wait()  # without namespaces: for the init, whose programs end with it
             box.remove()
             os._exit(0)
         box.clear()
