@@ -215,6 +215,7 @@ def run_ours(job: Job, meter: Meter) -> dict[str, Any]:
 
     from agent_r1.config.policy import ActorConfig, OptimConfig
     from agent_r1.models.load import enable_gradient_checkpointing, enable_packing, load_model
+    from agent_r1.models.recompute import recompute_elementwise
     from agent_r1.trainer.worker import LocalWorker
 
     shape = SHAPES[job.shape]
@@ -224,6 +225,7 @@ def run_ours(job: Job, meter: Meter) -> dict[str, Any]:
     else:
         model = build_model(shape, "bfloat16", job.device).eval()
         enable_packing(model)
+        recompute_elementwise(model)
     if job.checkpointing:
         enable_gradient_checkpointing(model)
     batch = to_batch(make_rows(shape, job.workload))

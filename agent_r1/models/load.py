@@ -20,6 +20,7 @@ from torch import nn
 from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
 from agent_r1.models.logprobs import packed_states, token_logprobs
+from agent_r1.models.recompute import recompute_elementwise
 
 DTYPES = {
     "float32": torch.float32,
@@ -67,6 +68,8 @@ def load_model(
         enable_packing(model)
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
+    else:
+        recompute_elementwise(model)
     return model
 
 

@@ -1,0 +1,1 @@
+"""Cold starts from public annotations: what a solver wrote becomes an episode with a real tool."""

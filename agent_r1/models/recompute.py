@@ -1,0 +1,85 @@
+"""Activations that are cheaper to compute twice than to keep.
+
+In a transformer block of the Llama kind, about half of what autograd stores between forward
+and backward pass are results of elementwise operations: the normalised input of each norm,
+``act(gate)`` and ``act(gate) * up``. Computing them again in the backward pass costs no
+matrix product. (Selective recomputation: Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models", arXiv 2205.05198, section 5.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_elementwise(model: nn.Module) -> int:
+    """Let norms and gated feed-forward blocks of ``model`` recompute; returns how many do.
+
+    Values and gradients stay the same to the last bit. A feed-forward block that computes
+    anything else than ``down(act(gate(x)) * up(x))`` is left as it is.
+    """
+    changed = 0
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            _recompute_norm(module)
+            changed += 1
+        elif _is_gated(module) and _same_outputs(module):
+            module.forward = _gated_forward(module)
+            changed += 1
+    return changed
+
+
+def _recompute_norm(norm: nn.Module) -> None:
+    plain: Callable[[Tensor], Tensor] = norm.forward
+
+    def forward(hidden: Tensor) -> Tensor:
+        return _recomputed(plain, hidden)
+
+    norm.forward = forward
+
+
+def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """``function(*inputs)``, of which only the inputs are stored.
+
+    torch stops a recomputation at the last tensor that is needed, hence before the matrix
+    product of a linear layer that ends ``function``.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
+
+
+def _is_gated(module: nn.Module) -> bool:
+    names = ("gate_proj", "up_proj", "down_proj")
+    return callable(getattr(module, "act_fn", None)) and all(
+        isinstance(getattr(module, name, None), nn.Linear) for name in names
+    )
+
+
+def _gated_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
+    def finish(gate: Tensor, up: Tensor) -> Tensor:
+        result: Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
+        return result
+
+    def forward(hidden: Tensor) -> Tensor:
+        return _recomputed(finish, mlp.gate_proj(hidden), mlp.up_proj(hidden))
+
+    return forward
+
+
+@torch.no_grad()
+def _same_outputs(mlp: Any) -> bool:
+    """Whether the block computes what :func:`_gated_forward` does, on a small input."""
+    weight = mlp.gate_proj.weight
+    if weight.is_meta:
+        return False
+    width = weight.shape[1]
+    probe = torch.linspace(-1, 1, 2 * width, device=weight.device).view(1, 2, width)
+    probe = probe.to(weight.dtype)
+    return torch.equal(mlp(probe), _gated_forward(mlp)(probe))
