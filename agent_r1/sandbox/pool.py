@@ -27,9 +27,15 @@ from agent_r1.sandbox.tiers import Tier
 _START_SECONDS: Final = 60.0
 _END_SECONDS: Final = 5.0
 _PAUSE: Final = 0.005
+_ATTEMPTS: Final = 3
+"""At a start: a zygote that died unseen, one that dies while it starts, a good one."""
 _MOST_SLOTS: Final = 65536
 _HUGE_PAGES: Final = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _CREDENTIALS: Final = struct.Struct("iII")
+
+
+class Refused(SandboxUnavailable):
+    """The kernel denies what the level of isolation needs: trying again is of no use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +141,12 @@ class ZygotePool:
     def prune(self) -> None:
         """Drop the idle slots that were killed, so that no run is tried on them."""
         with self._lock:
-            dead = [slot for slot in self._idle if hung_up(slot.channel)]
-            self._idle = [slot for slot in self._idle if slot not in dead]
+            zygote = self._control
+            if zygote is None or hung_up(zygote):
+                dead, self._idle = self._idle, []
+            else:
+                dead = [slot for slot in self._idle if hung_up(slot.channel)]
+                self._idle = [slot for slot in self._idle if slot not in dead]
         for slot in dead:
             slot.close()
 
@@ -150,19 +160,21 @@ class ZygotePool:
             return control is self._control and not hung_up(control)
 
     def _spawn(self) -> Slot:
-        """A new slot. What was killed on the way is started again, once."""
+        """A new slot. What was killed on the way is started again."""
         with self._lock:
             self._clear_graves()
-            try:
-                return self._spawn_once()
-            except (OSError, SandboxError):
+            for _ in range(_ATTEMPTS):
+                try:
+                    return self._spawn_once()
+                except (OSError, SandboxError) as error:
+                    failure = error
                 if self._control is None or hung_up(self._control):
                     self._stop()
-            try:
-                return self._spawn_once()
-            except OSError as error:
-                self._stop()
-                raise SandboxUnavailable(f"no sandbox slot starts: {error}") from error
+                if isinstance(failure, Refused):
+                    break
+        if isinstance(failure, SandboxError):
+            raise failure
+        raise SandboxUnavailable(f"no sandbox slot starts: {failure}") from failure
 
     def _spawn_once(self) -> Slot:
         if self._closed:
@@ -229,7 +241,7 @@ class ZygotePool:
             raise SandboxUnavailable("the sandbox did not start: its supervisor ended at once")
         answer = json.loads(data)
         if "failed" in answer:
-            raise SandboxUnavailable(isolation.refusal(self._settings.level, answer["failed"]))
+            raise Refused(isolation.refusal(self._settings.level, answer["failed"]))
 
     def _describe(self, control: int) -> dict[str, Any]:
         environment = layout.environment()
