@@ -11,16 +11,17 @@ import asyncio
 import hashlib
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.engine import Engine, StreamingEngine
+from agent_r1.rollout.stream import TextStream, Watcher
 from agent_r1.tool.base import (
     BaseToolEnv,
     CallContext,
     call_context,
+    has_trigger,
     trigger_length,
     validate_step_result,
 )
@@ -90,7 +91,7 @@ class _Episode:
     turns: list[Turn] = field(default_factory=list)
     used: int = 0
     """Response tokens so far, the model's and the tools'."""
-    watch: Callable[[Turn], None] | None = None
+    watch: Watcher | None = None
 
     @property
     def id(self) -> str:
@@ -98,15 +99,13 @@ class _Episode:
 
     def add(self, turn: Turn) -> None:
         self.turns.append(turn)
-        self._show(turn)
+        if self.watch is not None:
+            self.watch.on_written(turn)
 
     def amend(self, turn: Turn) -> None:
         self.turns[-1] = turn
-        self._show(turn)
-
-    def _show(self, turn: Turn) -> None:
         if self.watch is not None:
-            self.watch(turn)
+            self.watch.on_observed(turn)
 
 
 class AgentLoop:
@@ -128,12 +127,11 @@ class AgentLoop:
         group_id: str,
         index: int,
         sampling: Sampling,
-        watch: Callable[[Turn], None] | None = None,
+        watch: Watcher | None = None,
     ) -> Trajectory:
         """Sample one trajectory. Opening and releasing its id is the caller's business.
 
-        ``watch`` sees each turn as it grows: when the model has written it, and again when
-        the environment has answered.
+        ``watch`` sees each turn as it grows, word by word where the engine can stream.
         """
         started = time.perf_counter()
         episode = _Episode(task, group_id, index, self._codec.render(task), watch=watch)
@@ -194,8 +192,7 @@ class AgentLoop:
 
     async def _act(self, episode: _Episode, env: BaseToolEnv, params: SamplingParams) -> Turn:
         started = time.perf_counter()
-        completion = await self._engine.generate(episode.prompt, params, episode.id)
-        completion = _cut_at_trigger(env, self._codec, completion)
+        completion = await self._sample(episode, env, params)
         episode.used += completion.length
         return Turn(
             prompt_ids=episode.prompt,
@@ -203,6 +200,23 @@ class AgentLoop:
             text=self._codec.text_of(completion),
             generate_seconds=time.perf_counter() - started,
         )
+
+    async def _sample(
+        self, episode: _Episode, env: BaseToolEnv, params: SamplingParams
+    ) -> Completion:
+        """One completion, shown while it is sampled if somebody looks on."""
+        if episode.watch is None:
+            completion = await self._engine.generate(episode.prompt, params, episode.id)
+            return _cut_at_trigger(env, self._codec, completion)
+        shown = TextStream(self._codec, params.stop, episode.watch.on_text)
+        # An environment that cuts completions itself may take back what was shown.
+        if isinstance(self._engine, StreamingEngine) and not has_trigger(env):
+            completion = await self._engine.stream(episode.prompt, params, episode.id, shown.feed)
+        else:
+            completion = await self._engine.generate(episode.prompt, params, episode.id)
+            completion = _cut_at_trigger(env, self._codec, completion)
+        shown.finish(self._codec.text_of(completion))
+        return completion
 
     async def _observe(
         self, episode: _Episode, env: BaseToolEnv, turn: Turn, sampling: Sampling, number: int

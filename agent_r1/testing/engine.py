@@ -111,6 +111,20 @@ class ScriptedEngine:
             raise AssertionError("unreachable: the event is never set")
         return self._complete(Reply(reply) if isinstance(reply, str) else reply, params)
 
+    async def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        on_tokens: Callable[[Sequence[int]], None],
+    ) -> Completion:
+        """Like ``generate``, one token after another."""
+        completion = await self.generate(prompt_ids, params, request_id)
+        for token in completion.token_ids:
+            on_tokens((token,))
+            await asyncio.sleep(0)
+        return completion
+
     async def load_weights(self, source: Any, version: int) -> None:
         self.loaded.append((source, version))
         self.policy_version = version

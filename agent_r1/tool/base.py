@@ -372,13 +372,18 @@ def validate_step_result(env: BaseToolEnv, result: object) -> StepResult:
     )
 
 
+def has_trigger(env: BaseToolEnv) -> bool:
+    """Whether the environment cuts sampled ids itself, beyond its stop strings."""
+    return type(env).process_responses_ids is not BaseToolEnv.process_responses_ids
+
+
 def trigger_length(env: BaseToolEnv, tokenizer: Any, token_ids: Sequence[int]) -> int:
     """How many of the sampled ids belong to the turn, by ``env.process_responses_ids``.
 
     Raises:
         EnvironmentContractError: the method returned something that is not a prefix.
     """
-    if type(env).process_responses_ids is BaseToolEnv.process_responses_ids:
+    if not has_trigger(env):
         return len(token_ids)
     rows = env.process_responses_ids(tokenizer, [list(token_ids)])
     kept = list(rows[0]) if len(rows) == 1 else None

@@ -27,8 +27,9 @@ def chat(
 ) -> None:
     """Answer ``message``, or converse until end of input, ``/quit`` or Ctrl-C.
 
-    What the model writes, what it runs and what the sandbox answers are shown as they
-    happen. ``/new`` forgets the conversation so far.
+    What the model writes is shown token by token, and what the tools answer when they do.
+    ``/new`` forgets the conversation so far. Ctrl-C during an answer ends the answer, which
+    then was never asked for; at the prompt it ends the conversation.
     """
     console = console or Console()
     read = read or (lambda: console.input("[bold]you[/bold]  "))
@@ -42,13 +43,16 @@ def chat(
             if line == "/new":
                 session.history = ()
             elif line:
-                runner.run(session.ask(line))
+                try:
+                    runner.run(session.ask(line))
+                except KeyboardInterrupt:
+                    console.print("\n[yellow]stopped; the question is forgotten[/yellow]")
 
 
 def _next_line(read: Callable[[], str]) -> str | None:
     try:
         line = read().strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         return None
     return None if line in ("/quit", "/exit") else line
 
@@ -80,20 +84,26 @@ class Session:
     asked: int = 0
 
     async def ask(self, text: str) -> Trajectory:
-        """One user message and everything that the agent does about it."""
-        self.history = (*self.history, {"role": "user", "content": text})
-        prompt: tuple[Message, ...] | str = self.history if self.speaks_chat else text
+        """One user message and everything that the agent does about it.
+
+        An answer that is interrupted, or that the machinery failed to give, leaves the
+        conversation as it was before the question.
+        """
+        asked: tuple[Message, ...] = (*self.history, {"role": "user", "content": text})
+        prompt: tuple[Message, ...] | str = asked if self.speaks_chat else text
         self.asked += 1
         group = f"chat-{self.asked}"
+        transcript = _Transcript(self.console)
         self.engine.open([f"{group}/0"])
         try:
             trajectory = await self.loop.run(
-                Task(group, prompt), group, 0, self.sampling, watch=_Transcript(self.console)
+                Task(group, prompt), group, 0, self.sampling, watch=transcript
             )
         finally:
             self.engine.release(f"{group}/0")
-        answer = {"role": "assistant", "content": trajectory.transcript}
-        self.history = (*self.history, answer)
+            transcript.end_line()
+        if not trajectory.outcome.failed:
+            self.history = (*asked, {"role": "assistant", "content": trajectory.transcript})
         if trajectory.outcome is not Outcome.FINISHED:
             reason = f": {trajectory.error}" if trajectory.error else ""
             self.console.print(Text(f"[{trajectory.outcome}{reason}]", "yellow"))
@@ -101,15 +111,36 @@ class Session:
 
 
 class _Transcript:
-    """Prints what is new of a turn each time it is shown one."""
+    """Prints a trajectory while it happens; a ``Watcher``."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._turn: tuple[int, ...] | None = None
+        self._open = False
+        """The cursor stands behind text, not at the beginning of a line."""
 
-    def __call__(self, turn: Turn) -> None:
-        if turn.prompt_ids != self._turn:
-            self._turn = turn.prompt_ids
-            self._console.print(Text(turn.text.strip("\n"), "cyan"))
-        elif turn.observation_text:
-            self._console.print(Text(turn.observation_text.strip("\n"), "green"))
+    def on_text(self, piece: str) -> None:
+        self._write(piece, "cyan")
+
+    def on_written(self, turn: Turn) -> None:
+        self.end_line()
+
+    def on_observed(self, turn: Turn) -> None:
+        if turn.observation_text:
+            self._write(turn.observation_text.strip("\n"), "green")
+            self.end_line()
+        for call in turn.tool_calls:
+            word, style = ("worked", "dim") if call.success else ("failed", "red")
+            self._write(f"[tool {word}, {call.seconds:.1f} s]", style)
+            self.end_line()
+
+    def end_line(self) -> None:
+        if self._open:
+            self._console.print()
+        self._open = False
+
+    def _write(self, text: str, style: str) -> None:
+        """As it is, but for escape sequences: a model shall not steer the terminal."""
+        if text:
+            safe = text.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
+            self._console.print(Text(safe, style), end="", soft_wrap=True)
+            self._open = not text.endswith("\n")

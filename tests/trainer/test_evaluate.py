@@ -1,14 +1,11 @@
-"""The evaluation command and chat, on the toy."""
+"""The evaluation command, on the toy."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from agent_r1.errors import ConfigError
 from agent_r1.monitor.records import load_trajectories
-from agent_r1.trainer.chat import chat
 from agent_r1.trainer.evaluate import evaluate, markdown_table, report
 
 from .conftest import TOY
@@ -73,13 +70,3 @@ def test_a_report_without_calls_has_no_success_share(toy_config, tmp_path):
     (source,) = report([silent])
     assert source.tool_success_share is None
     assert source.estimates["avg@1"].value == 1.0
-
-
-def test_chat_shows_what_the_model_and_the_tool_say(toy_config):
-    out = io.StringIO()
-    console = Console(file=out, width=200)
-    lines = iter(["hello", "/new", "again", "/quit"])
-    chat(toy_config("tool.max_turns=2"), console=console, read=lambda: next(lines))
-    assert "/quit ends" in out.getvalue()
-    chat(toy_config("tool.max_turns=2"), "one question", console=console)
-    assert out.getvalue().count("\n") > 3

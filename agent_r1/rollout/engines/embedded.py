@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from agent_r1.errors import EngineError
+from agent_r1.rollout.engine import OnTokens
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop
 from agent_r1.rollout.engines.embedded_model import Twin, make_runner
 from agent_r1.rollout.engines.embedded_native import load_native
-from agent_r1.rollout.engines.embedded_report import EngineStats, Reply
+from agent_r1.rollout.engines.embedded_report import EngineStats, Reply, TokenFeed
 from agent_r1.rollout.engines.embedded_schedule import Request, Schedule
 from agent_r1.rollout.engines.embedded_slots import SlotTable
 from agent_r1.rollout.engines.embedded_stop import StopSets, token_bytes
@@ -103,11 +104,30 @@ class EmbeddedEngine:
         self, prompt_ids: Sequence[int], params: SamplingParams, request_id: str
     ) -> Completion:
         """Sample one completion; ``max_new_tokens`` is clamped to what the context holds."""
+        return await self._sample(prompt_ids, params, request_id, None)
+
+    async def stream(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        on_tokens: OnTokens,
+    ) -> Completion:
+        """The same, watched. What is sampled does not depend on it."""
+        return await self._sample(prompt_ids, params, request_id, TokenFeed(on_tokens))
+
+    async def _sample(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        feed: TokenFeed | None,
+    ) -> Completion:
         prompt = list(prompt_ids)
         self._check(prompt)
         limit = min(params.max_new_tokens, self._max_model_len - len(prompt))
         reply: Reply[Completion] = Reply()
-        request = Request(prompt, params, limit, reply)
+        request = Request(prompt, params, limit, reply, feed)
         self._loop.post(functools.partial(self._loop.submit, request_id, request))
         try:
             return await reply.future

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_attention import Chunk, StepBatch
@@ -68,6 +69,8 @@ class DecodeLoop:
         self._condition = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._closing = False
+        self._streaming = False
+        """A request with a feed was submitted. Training has none and pays nothing for them."""
         self._thread: threading.Thread | None = None
 
     # Called from any thread.
@@ -119,6 +122,7 @@ class DecodeLoop:
             self._drop(sequence)
 
     def submit(self, name: str, request: Request) -> None:
+        self._streaming = self._streaming or request.feed is not None
         try:
             self._schedule.submit(name, request)
         except EngineError as error:
@@ -262,6 +266,8 @@ class DecodeLoop:
                     "look at its weights (a diverged update?) and at its dtype"
                 )
             rows.append(tokens, logprobs)
+            if self._streaming:
+                self._publish(tokens)
             self._finish(count)
         self._account(count, chunks)
         self._schedule.step += 1
@@ -361,6 +367,12 @@ class DecodeLoop:
             chunks.append(Chunk(sequence.slot, start, sequence.tokens[start : start + take]))
             sequence.computed += take
         return chunks
+
+    def _publish(self, tokens: NDArray[np.int64]) -> None:
+        """Tell the rows that are watched what they sampled, before their completion is."""
+        for sequence, token in zip(self._slots.rows, tokens.tolist(), strict=False):
+            if sequence.request is not None and sequence.request.feed is not None:
+                sequence.request.feed.put(token)
 
     def _finish(self, count: int) -> None:
         """Resolve the rows whose last token ended their completion."""

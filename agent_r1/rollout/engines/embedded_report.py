@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from agent_r1.rollout.engine import OnTokens
+
 T = TypeVar("T")
 
 
@@ -62,6 +64,20 @@ class Reply(Generic[T]):
     def _set_exception(self, error: BaseException) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+
+class TokenFeed:
+    """Carries a row's tokens to an asyncio caller as they are sampled."""
+
+    def __init__(self, on_tokens: OnTokens) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_tokens = on_tokens
+
+    def put(self, token: int) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._on_tokens, (token,))
+        except RuntimeError:  # The caller's loop is closed: nobody listens any more.
+            return
 
 
 @dataclass(slots=True)

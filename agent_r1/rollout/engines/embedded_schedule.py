@@ -25,6 +25,7 @@ from enum import Enum, auto
 from typing import Any
 
 from agent_r1.errors import EngineError
+from agent_r1.rollout.engines.embedded_report import TokenFeed
 from agent_r1.types import SamplingParams
 
 
@@ -53,12 +54,16 @@ class Verdict(Enum):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One call of ``generate``. ``limit`` is ``max_new_tokens`` clamped to the context."""
+    """One call of ``generate``, or of ``stream`` if there is a ``feed``.
+
+    ``limit`` is ``max_new_tokens`` clamped to the context.
+    """
 
     prompt: list[int]
     params: SamplingParams
     limit: int
     reply: Any
+    feed: TokenFeed | None = None
 
 
 @dataclass(slots=True, eq=False)
