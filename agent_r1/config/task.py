@@ -33,6 +33,18 @@ class DataConfig(Section):
     """Column with the prompt: chat messages or plain text."""
     answer_key: str = "reward_model.ground_truth"
     """Column with the reference answer; dots descend into nested columns."""
+    data_source_key: str = "data_source"
+    """Column with the name under which metrics group a task; where it is missing, the file's."""
+    id_key: str | None = None
+    """Column with unique ids of the tasks. null: file name and row number."""
+    prompt_template: str | None = None
+    """Text around plain-text prompts, in which ``{prompt}`` stands for the prompt column."""
+    apply_chat_template: bool = False
+    """Make a user message of plain-text prompts. false: the model continues them as they stand."""
+    system_prompt: str | None = None
+    """System message for prompts that have none; plain text becomes a chat with it."""
+    skip_bad_rows: bool = False
+    """Leave out rows that are no tasks, and report how many, which and why. false: an error."""
     train_batch_size: PositiveInt = 64
     """Prompts per training step (trajectories are this times ``rollout.n``)."""
     max_prompt_length: PositiveInt = 1024

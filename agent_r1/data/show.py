@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from agent_r1.config.task import DataConfig
-from agent_r1.data.sources import Columns, load_tasks
+from agent_r1.data.sources import load_configured
 from agent_r1.types import Task
 
 _BAD_ROWS_SHOWN = 20
@@ -19,19 +19,9 @@ def describe_tasks(config: DataConfig, split: str, seed: int, count: int) -> Ite
         DataError: a source cannot be read or gives no task at all.
         RegistryError: there is no such generator.
     """
-    training = split == "train"
-    files = config.train_files if training else config.val_files
-    limit = config.train_max_samples if training else config.val_max_samples
-    if limit is None and any(file.startswith("generator:") for file in files):
-        limit = max(count, 1)  # a generator may be endless
-    loaded = load_tasks(
-        files,
-        columns=Columns(prompt=config.prompt_key, answer=config.answer_key),
-        split=split,
-        seed=seed if config.seed is None else config.seed,
-        options={**config.generator_kwargs, **({} if training else config.val_generator_kwargs)},
-        max_samples=limit,
-    )
+    files = config.train_files if split == "train" else config.val_files
+    endless = any(file.startswith("generator:") for file in files)
+    loaded = load_configured(config, split, seed, max_samples=max(count, 1) if endless else None)
     sources = Counter(task.data_source for task in loaded.tasks)
     yield f"{len(loaded.tasks)} {split} tasks: " + ", ".join(
         f"{number} {source}" for source, number in sources.most_common()

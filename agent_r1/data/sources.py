@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from agent_r1.config.task import DataConfig
 from agent_r1.data.sources_files import Row, read_rows
-from agent_r1.errors import DataError
+from agent_r1.errors import ConfigError, DataError
 from agent_r1.registry import Registry, nearest
 from agent_r1.types import Message, Task
 
@@ -59,6 +60,26 @@ class Columns:
     template: str | None = None
     chat: bool = False
     system: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.template is not None and "{prompt}" not in self.template:
+            raise ConfigError(
+                f"data.prompt_template={self.template!r:.60} does not say where the prompt goes; "
+                "write {prompt} in it"
+            )
+
+    @classmethod
+    def configured(cls, data: DataConfig) -> Columns:
+        """As the ``data`` section says."""
+        return cls(
+            prompt=data.prompt_key,
+            answer=data.answer_key,
+            data_source=data.data_source_key,
+            id=data.id_key,
+            template=data.prompt_template,
+            chat=data.apply_chat_template,
+            system=data.system_prompt,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +155,25 @@ def load_tasks(
         listed = "".join(f"\n  {row}" for row in bad[:_SHOWN])
         raise DataError(f"no usable task in {[str(source) for source in sources]}{listed}")
     return Loaded(tuple(tasks), tuple(bad))
+
+
+def load_configured(
+    data: DataConfig, split: str, seed: int, *, max_samples: int | None = None
+) -> Loaded:
+    """The tasks of a split as the ``data`` section describes them, bad rows beside them.
+
+    ``max_samples`` is used where the section sets no limit. Raises as :func:`load_tasks`.
+    """
+    training = split == "train"
+    limit = data.train_max_samples if training else data.val_max_samples
+    return load_tasks(
+        data.train_files if training else data.val_files,
+        columns=Columns.configured(data),
+        split=split,
+        seed=seed if data.seed is None else data.seed,
+        options={**data.generator_kwargs, **({} if training else data.val_generator_kwargs)},
+        max_samples=max_samples if limit is None else limit,
+    )
 
 
 def _items(
@@ -220,8 +260,8 @@ def _file_tasks(path: Path, columns: Columns, stem: str) -> Iterator[Task | BadR
 def _require_columns(path: Path, first: Mapping[str, Any], columns: Columns) -> None:
     """Fail at once, and helpfully, when the file has other columns than were asked for."""
     for setting, wanted in (("prompt_key", columns.prompt), ("answer_key", columns.answer)):
-        if _lookup(first, wanted) is _MISSING:
-            there = list(_paths(first))
+        if lookup(first, wanted) is MISSING:
+            there = list(column_paths(first))
             likely = [p for p in _LIKELY[setting] if p in there]
             hint = f", did you mean {likely[0]!r}?" if likely else nearest(wanted, there)
             raise DataError(
@@ -236,36 +276,38 @@ _LIKELY = {
 }
 
 
-def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def column_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all columns of a row, nested ones included."""
     for name, value in values.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{name}.")
+            yield from column_paths(value, f"{prefix}{name}.")
 
 
-_MISSING = object()
+MISSING = object()
+"""What :func:`lookup` finds where there is nothing; ``None`` is a value that files have."""
 
 
-def _lookup(values: Mapping[str, Any], path: str) -> Any:
+def lookup(values: Mapping[str, Any], path: str) -> Any:
     """The value at a dotted path; a column whose very name has dots wins."""
     if path in values:
         return values[path]
     head, dot, rest = path.partition(".")
     inner = values.get(head)
-    return _lookup(inner, rest) if dot and isinstance(inner, Mapping) else _MISSING
+    return lookup(inner, rest) if dot and isinstance(inner, Mapping) else MISSING
 
 
 def _task(row: Row, columns: Columns, stem: str) -> Task:
     """Make a task of a row. Raises ``ValueError`` with the reason if it is none."""
     if row.values is None:
         raise ValueError(row.error)
-    source = _lookup(row.values, columns.data_source)
+    source = lookup(row.values, columns.data_source)
     extra = row.values.get("extra_info")
     ability = row.values.get("ability")
     return Task(
         id=_id(row, columns, stem),
-        prompt=_prompt(_lookup(row.values, columns.prompt), columns),
-        answer=_answer(_lookup(row.values, columns.answer), columns.answer),
+        prompt=_prompt(lookup(row.values, columns.prompt), columns),
+        answer=_answer(lookup(row.values, columns.answer), columns.answer),
         data_source=source if isinstance(source, str) and source else stem,
         extra={
             **(dict(extra) if isinstance(extra, Mapping) else {}),
@@ -278,14 +320,14 @@ def _id(row: Row, columns: Columns, stem: str) -> str:
     if columns.id is None:
         return f"{stem}:{row.number}"
     assert row.values is not None
-    value = _lookup(row.values, columns.id)
-    if value is _MISSING or value is None or value == "":
+    value = lookup(row.values, columns.id)
+    if value is MISSING or value is None or value == "":
         raise ValueError(f"no id in column {columns.id!r}")
     return str(value)
 
 
 def _answer(value: Any, path: str) -> Any:
-    if value is _MISSING or value is None:
+    if value is MISSING or value is None:
         raise ValueError(f"no answer in column {path!r}")
     if isinstance(value, str) and not value.strip():
         raise ValueError(f"an empty answer in column {path!r}")
@@ -295,7 +337,7 @@ def _answer(value: Any, path: str) -> Any:
 
 
 def _prompt(value: Any, columns: Columns) -> tuple[Message, ...] | str:
-    if value is _MISSING or value is None:
+    if value is MISSING or value is None:
         raise ValueError(f"no prompt in column {columns.prompt!r}")
     if isinstance(value, str):
         if not value.strip():

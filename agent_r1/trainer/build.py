@@ -7,6 +7,7 @@ files before the tokenizer, the tokenizer before the weights.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 from agent_r1.algorithms.shaping import overlong_penalty
 from agent_r1.config.schema import Config, RewardConfig, SandboxConfig, ToolConfig
 from agent_r1.data.loader import TaskLoader
-from agent_r1.data.sources import Columns, load_tasks, split_overlong
+from agent_r1.data.sources import load_configured, split_overlong
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.models.load import check_vocabulary, load_model, load_tokenizer
 from agent_r1.models.value import ValueModel
@@ -38,6 +39,8 @@ from agent_r1.trainer.rl import Parts, RLTrainer
 from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
 from agent_r1.types import Reward, Task, Trajectory
+
+_LOG = logging.getLogger(__name__)
 
 
 def train(config: Config) -> Path:
@@ -222,24 +225,18 @@ def load_split(
     ``measured=False`` takes all of them, where no tokenizer can tell how long they are.
     """
     data = config.data
-    training = split == "train"
-    options = {**data.generator_kwargs, **({} if training else data.val_generator_kwargs)}
-    loaded = load_tasks(
-        data.train_files if training else data.val_files,
-        columns=Columns(prompt=data.prompt_key, answer=data.answer_key),
-        split=split,
-        seed=seed,
-        options=options,
-        max_samples=data.train_max_samples if training else data.val_max_samples,
-    )
-
+    loaded = load_configured(data, split, seed)
+    if loaded.bad and data.skip_bad_rows:
+        rows = "\n".join(f"  {row}" for row in loaded.bad)
+        _LOG.warning("%d %s rows are no tasks and are left out:\n%s", len(loaded.bad), split, rows)
+    tasks = loaded.tasks if data.skip_bad_rows else loaded.strict()
     if not measured:
-        return loaded.strict()
+        return tasks
 
     def length(task: Task) -> int:
         return len(codec.render(task))
 
-    fitting, overlong = split_overlong(loaded.strict(), length, data.max_prompt_length)
+    fitting, overlong = split_overlong(tasks, length, data.max_prompt_length)
     if overlong and not data.filter_overlong_prompts:
         raise DataError(
             f"{len(overlong)} {split} prompts have more than data.max_prompt_length="

@@ -9,28 +9,24 @@ configuration is wrong, 130 interrupted.
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from agent_r1 import __version__
+from agent_r1.cli.base import OrderedGroup, configured, from_run, from_server, load, say
+from agent_r1.cli.data import data
 from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
 
 if TYPE_CHECKING:
     from agent_r1.config.schema import Config
     from agent_r1.config.section import Section
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-S = TypeVar("S", bound="Section")
 
 DEBUG_VARIABLE = "AGENT_R1_DEBUG"
 
@@ -39,44 +35,8 @@ class Stopped(Exception):
     """The user interrupted a command; the message says how to go on."""
 
 
-class _Command(click.Command):
-    """A command that shows examples and knows ``--debug``."""
-
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._examples = examples
-        text = "Show the traceback of an error."
-        self.params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help=text))
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        _write_examples(formatter, "Examples", self._examples)
-
-
-class _Group(click.Group):
-    """Lists its commands in the order of this file, which is that of a project's life."""
-
-    command_class = _Command
-    group_class = type
-
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._examples = examples
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        _write_examples(formatter, "First steps", self._examples)
-
-
-def _write_examples(formatter: click.HelpFormatter, title: str, examples: str) -> None:
-    if examples:
-        with formatter.section(title):
-            formatter.write("".join(f"  {line}\n" for line in examples.strip().splitlines()))
-
-
 @click.group(
-    cls=_Group,
+    cls=OrderedGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     examples="""
 agent-r1 quickstart                     train a tiny agent with a real tool, here and now
@@ -91,52 +51,6 @@ def cli() -> None:
 
     Settings are written dotted.key=value after any command; "agent-r1 config" explains them.
     """
-
-
-def configured(command: Command) -> Command:
-    """Add ``--config FILE`` and overrides; the command receives ``file`` and ``overrides``."""
-    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-    file = click.option(
-        "--config",
-        "file",
-        type=click.Path(path_type=Path),
-        help="YAML file that states what differs from the defaults.",
-    )
-    return file(overrides(command))
-
-
-def from_run(command: Command) -> Command:
-    """Add ``--run FOLDER`` and ``--checkpoint``: a finished or running run to take things from."""
-    run = click.option(
-        "--run",
-        type=click.Path(path_type=Path),
-        help="Run folder whose configuration and newest checkpoint to use.",
-    )
-    checkpoint = click.option(
-        "--checkpoint",
-        type=click.Path(path_type=Path),
-        help="Checkpoint or model folder to use instead of the newest.",
-    )
-    return run(checkpoint(command))
-
-
-def from_server(command: Command) -> Command:
-    """Add ``--server`` and ``--model``; the command receives them as overrides, ``server``."""
-
-    @functools.wraps(command)
-    def with_overrides(url: str | None, name: str | None, **arguments: Any) -> Any:
-        if name and not url:
-            raise ConfigError("--model is the name of a model at --server URL; give both")
-        key = "actor_rollout_ref.rollout"
-        settings = {f"{key}.name": "openai", f"{key}.server.url": url} if url else {}
-        settings |= {f"{key}.server.model": name} if name else {}
-        server = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        return command(server=server, **arguments)
-
-    url = click.option("--server", "url", metavar="URL", help="Ask an OpenAI-compatible server.")
-    name = click.option("--model", "name", metavar="NAME", help="Model of that server, if many.")
-    wired: Any = url(name(with_overrides))
-    return cast(Command, wired)
 
 
 @cli.command()
@@ -165,7 +79,7 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
     """
     from agent_r1.config import Config, require
 
-    config = _load(Config, file, overrides)
+    config = load(Config, file, overrides)
     if print_config:
         return _print_config(config)
     require(
@@ -192,7 +106,7 @@ def sft(file: Path | None, overrides: Sequence[str], print_config: bool) -> None
     from agent_r1.config import require
     from agent_r1.config.sft import SftConfig
 
-    config = _load(SftConfig, file, overrides)
+    config = load(SftConfig, file, overrides)
     if print_config:
         return _print_config(config)
     require(config, model__path="./my-model", data__train_files="traces.jsonl")
@@ -269,36 +183,7 @@ def chat(
     run_chat(config, message=message)
 
 
-@cli.group()
-def data() -> None:
-    """Look at training data."""
-
-
-@data.command(
-    examples="""
-agent-r1 data show data.train_files=train.parquet
-agent-r1 data show --config run.yaml --split val -n 10
-"""
-)
-@configured
-@click.option(
-    "--split",
-    type=click.Choice(["train", "val"]),
-    default="train",
-    show_default=True,
-    help="data.train_files or data.val_files.",
-)
-@click.option("--count", "-n", default=3, show_default=True, help="Tasks to show.")
-def show(file: Path | None, overrides: Sequence[str], split: str, count: int) -> None:
-    """Show the tasks that a configuration reads, and the rows that are none."""
-    from agent_r1.config import Config, require
-
-    config = _load(Config, file, overrides)
-    require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
-    from agent_r1.data.show import describe_tasks
-
-    for line in describe_tasks(config.data, split, config.trainer.seed, count):
-        click.echo(line)
+cli.add_command(data)
 
 
 @cli.command(
@@ -355,7 +240,7 @@ def serve(
     """
     from agent_r1.config import Config
 
-    config = _load(Config, file, overrides).sandbox
+    config = load(Config, file, overrides).sandbox
     if config.executor != "embedded":
         raise ConfigError(
             f"a service runs programs itself; drop sandbox.executor={config.executor}"
@@ -407,7 +292,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort, Stopped) as stop:
-        _say(str(stop) or "Interrupted.", colour="yellow")
+        say(str(stop) or "Interrupted.", colour="yellow")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as 'head', has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -415,31 +300,9 @@ def main() -> NoReturn:
     except AgentR1Error as error:
         if debug:
             raise
-        _say(f"Error: {error}", colour="red")
+        say(f"Error: {error}", colour="red")
         sys.exit(2 if isinstance(error, ConfigError | RegistryError) else 1)
     sys.exit(0)
-
-
-def _load(
-    root: type[S], file: Path | None, overrides: Sequence[str], *, base: Path | None = None
-) -> S:
-    """Read a configuration, with its warnings as notes on standard error."""
-    from agent_r1.config import Config, load_config, load_section
-
-    if base is not None and file is not None:
-        raise ConfigError("--run and --config exclude each other: a run has its configuration")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        source = base or file
-        loaded: Any = (
-            load_config(source, overrides)
-            if root is Config
-            else load_section(root, source, overrides)
-        )
-    for note in notes:
-        _say(f"note: {note.message}", colour="yellow")
-    config: S = loaded
-    return config
 
 
 def _load_policy(
@@ -451,7 +314,7 @@ def _load_policy(
     policy = _policy_folder(run, checkpoint)
     chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
     base = run / "config.yaml" if run is not None else None
-    return _load(Config, file, [*chosen, *overrides], base=base)
+    return load(Config, file, [*chosen, *overrides], base=base)
 
 
 def _policy_of(config: Config) -> dict[str, str]:
@@ -507,7 +370,3 @@ def _print_config(config: Section) -> None:
     from agent_r1.config import to_yaml
 
     click.echo(to_yaml(config), nl=False)
-
-
-def _say(text: str, *, colour: str) -> None:
-    click.secho(text, fg=colour, err=True)

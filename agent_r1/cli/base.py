@@ -1,0 +1,128 @@
+"""What all commands share: help with examples, ``--debug``, configurations, notes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from agent_r1.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agent_r1.config.section import Section
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+S = TypeVar("S", bound="Section")
+
+
+class ExampleCommand(click.Command):
+    """A command that shows examples and knows ``--debug``."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._examples = examples
+        text = "Show the traceback of an error."
+        self.params.append(click.Option(["--debug"], is_flag=True, expose_value=False, help=text))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, "Examples", self._examples)
+
+
+class OrderedGroup(click.Group):
+    """Lists its commands in the order of this file, which is that of a project's life."""
+
+    command_class = ExampleCommand
+    group_class = type
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._examples = examples
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        _write_examples(formatter, "First steps", self._examples)
+
+
+def _write_examples(formatter: click.HelpFormatter, title: str, examples: str) -> None:
+    if examples:
+        with formatter.section(title):
+            formatter.write("".join(f"  {line}\n" for line in examples.strip().splitlines()))
+
+
+def configured(command: Command) -> Command:
+    """Add ``--config FILE`` and overrides; the command receives ``file`` and ``overrides``."""
+    overrides = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+    file = click.option(
+        "--config",
+        "file",
+        type=click.Path(path_type=Path),
+        help="YAML file that states what differs from the defaults.",
+    )
+    return file(overrides(command))
+
+
+def from_run(command: Command) -> Command:
+    """Add ``--run FOLDER`` and ``--checkpoint``: a finished or running run to take things from."""
+    run = click.option(
+        "--run",
+        type=click.Path(path_type=Path),
+        help="Run folder whose configuration and newest checkpoint to use.",
+    )
+    checkpoint = click.option(
+        "--checkpoint",
+        type=click.Path(path_type=Path),
+        help="Checkpoint or model folder to use instead of the newest.",
+    )
+    return run(checkpoint(command))
+
+
+def from_server(command: Command) -> Command:
+    """Add ``--server`` and ``--model``; the command receives them as overrides, ``server``."""
+
+    @functools.wraps(command)
+    def with_overrides(url: str | None, name: str | None, **arguments: Any) -> Any:
+        if name and not url:
+            raise ConfigError("--model is the name of a model at --server URL; give both")
+        key = "actor_rollout_ref.rollout"
+        settings = {f"{key}.name": "openai", f"{key}.server.url": url} if url else {}
+        settings |= {f"{key}.server.model": name} if name else {}
+        server = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+        return command(server=server, **arguments)
+
+    url = click.option("--server", "url", metavar="URL", help="Ask an OpenAI-compatible server.")
+    name = click.option("--model", "name", metavar="NAME", help="Model of that server, if many.")
+    wired: Any = url(name(with_overrides))
+    return cast(Command, wired)
+
+
+def load(
+    root: type[S], file: Path | None, overrides: Sequence[str], *, base: Path | None = None
+) -> S:
+    """Read a configuration, with its warnings as notes on standard error."""
+    from agent_r1.config import Config, load_config, load_section
+
+    if base is not None and file is not None:
+        raise ConfigError("--run and --config exclude each other: a run has its configuration")
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        source = base or file
+        loaded: Any = (
+            load_config(source, overrides)
+            if root is Config
+            else load_section(root, source, overrides)
+        )
+    for note in notes:
+        say(f"note: {note.message}", colour="yellow")
+    config: S = loaded
+    return config
+
+
+def say(text: str, *, colour: str) -> None:
+    click.secho(text, fg=colour, err=True)

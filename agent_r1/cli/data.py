@@ -1,0 +1,262 @@
+"""``agent-r1 data``: fetch, convert and look at training data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent_r1.cli.base import Command, OrderedGroup, configured, load, say
+
+if TYPE_CHECKING:
+    from agent_r1.data.prepare import Prepared
+
+
+@click.group(
+    cls=OrderedGroup,
+    examples="""
+agent-r1 data list                                        what can be had
+agent-r1 data prepare retool --local-dir ./data/retool    fetch, clean, split
+agent-r1 data convert my.csv --question q --answer a --local-dir ./data/mine
+agent-r1 data show data.train_files=./data/retool/train.parquet
+""",
+)
+def data() -> None:
+    """Prepare training data, and look at it."""
+
+
+@data.command(name="list")
+def list_() -> None:
+    """List the collections that "prepare" knows."""
+    from agent_r1.data.prepare.catalogue import SOURCES
+
+    for source in SOURCES.values():
+        others = f" (also: {', '.join(source.aliases)})" if source.aliases else ""
+        click.echo(f"{source.name:<8} {source.title}{others}")
+        click.echo(f"         {', '.join(source.splits)}; {source.licence}; {source.home}")
+
+
+def writing(command: Command) -> Command:
+    """Options of commands that write prepared files."""
+    folder = click.Path(path_type=Path)
+    for option in (
+        click.option("--force", is_flag=True, help="Replace files that are there."),
+        click.option("--offline", is_flag=True, help="Use the download cache only."),
+        click.option(
+            "--against",
+            multiple=True,
+            metavar="[NAME=]FILE",
+            help="Evaluation set whose questions training must not hold; repeatable.",
+        ),
+        click.option("--seed", default=0, show_default=True, help="Seed of the validation split."),
+        click.option("--system", help="System message before each question."),
+        click.option(
+            "--prompt",
+            default="retool",
+            show_default=True,
+            metavar="STYLE|FILE",
+            help="retool, plain, bare, or a text file with {question} in it.",
+        ),
+        click.option("--local-dir", required=True, type=folder, help="Folder for the files."),
+    ):
+        command = option(command)
+    return command
+
+
+@data.command(
+    examples="""
+agent-r1 data prepare retool --local-dir ./data/retool
+agent-r1 data prepare gsm8k --local-dir ./data/gsm8k --val-size 256 --prompt plain
+agent-r1 data prepare retool --local-dir ./data/retool --source dapo-math-17k.parquet \\
+    --against math500=math500.jsonl
+agent-r1 data prepare gsm8k --local-dir ./data/gsm8k \\
+    --source train=train.jsonl --source test=test.jsonl
+"""
+)
+@click.argument("name")
+@click.option(
+    "--source",
+    "files",
+    multiple=True,
+    metavar="[SPLIT=]FILE",
+    help="Read this file instead of downloading; repeatable.",
+)
+@click.option("--val-size", default=500, show_default=True, help="Problems held out of training.")
+@writing
+def prepare(
+    name: str,
+    files: tuple[str, ...],
+    val_size: int,
+    local_dir: Path,
+    prompt: str,
+    system: str | None,
+    seed: int,
+    against: tuple[str, ...],
+    offline: bool,
+    force: bool,
+) -> None:
+    """Make clean training files of the published collection NAME.
+
+    Duplicates, contradictions, mangled answers and questions of evaluation sets are left
+    out; each such row is named in dropped.jsonl and counted in report.json.
+    """
+    from agent_r1.data.prepare import Options
+    from agent_r1.data.prepare import prepare as run_prepare
+    from agent_r1.data.prepare.download import Downloader
+
+    options = Options(local_dir, prompt, system, val_size, seed, against, force)
+    with _progress() as progress:
+        downloader = Downloader(offline=offline, progress=progress)
+        prepared = run_prepare(name, options, files=files, downloader=downloader)
+    _show(prepared)
+
+
+@data.command(
+    examples="""
+agent-r1 data convert my.csv --question problem --answer solution --local-dir ./data/mine
+agent-r1 data convert a.jsonl b.jsonl --question q --answer meta.answer \\
+    --local-dir ./data/mine --val-size 100 --against math500 --against my_test.jsonl
+"""
+)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--question", required=True, metavar="COLUMN", help="Column with the question.")
+@click.option("--answer", required=True, metavar="COLUMN", help="Column with the answer.")
+@click.option(
+    "--answer-from",
+    type=click.Choice(["auto", "text", "boxed", "hashes"]),
+    default="auto",
+    show_default=True,
+    help=r"The whole text, its last \boxed{}, what follows ####, or whichever is there.",
+)
+@click.option("--keep", multiple=True, metavar="COLUMN", help="Pass this column on; repeatable.")
+@click.option("--data-source", metavar="NAME", help="Name of the data in metrics.  [file name]")
+@click.option("--ability", default="math", show_default=True, help="Value of that column.")
+@click.option("--keep-duplicates", is_flag=True, help="Leave repeated rows in.")
+@click.option("--val-size", default=0, show_default=True, help="Problems held out of training.")
+@writing
+def convert(
+    files: tuple[Path, ...],
+    question: str,
+    answer: str,
+    answer_from: str,
+    keep: tuple[str, ...],
+    data_source: str | None,
+    ability: str,
+    keep_duplicates: bool,
+    val_size: int,
+    local_dir: Path,
+    prompt: str,
+    system: str | None,
+    seed: int,
+    against: tuple[str, ...],
+    offline: bool,
+    force: bool,
+) -> None:
+    """Make training files of your own JSONL, CSV, TSV, JSON or Parquet FILES.
+
+    Columns may be nested, with dots: --answer meta.answer.
+    """
+    from agent_r1.data.prepare import Options
+    from agent_r1.data.prepare import convert as run_convert
+    from agent_r1.data.prepare.download import Downloader
+    from agent_r1.data.prepare.reading import READERS
+
+    with _progress() as progress:
+        prepared = run_convert(
+            files,
+            Options(local_dir, prompt, system, val_size, seed, against, force),
+            question=question,
+            answer=answer,
+            read=READERS[answer_from],
+            data_source=data_source,
+            ability=ability,
+            extra=keep,
+            keep_duplicates=keep_duplicates,
+            downloader=Downloader(offline=offline, progress=progress),
+        )
+    _show(prepared)
+
+
+def _show(prepared: Prepared) -> None:
+    for line in prepared.lines():
+        click.echo(line)
+    for warning in prepared.warnings():
+        say(warning, colour="yellow")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each download on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    bars: dict[str, int] = {}
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as shown:
+
+        def advance(name: str, done: int, total: int | None) -> None:
+            if name not in bars:
+                bars[name] = shown.add_task(name, total=total)
+            shown.update(bars[name], completed=done)  # type: ignore[arg-type]  # a TaskID is an int
+
+        yield advance
+
+
+def of_a_split(command: Command) -> Command:
+    """Add ``--split`` and a configuration."""
+    split = click.option(
+        "--split",
+        type=click.Choice(["train", "val"]),
+        default="train",
+        show_default=True,
+        help="data.train_files or data.val_files.",
+    )
+    return configured(split(command))
+
+
+@data.command(
+    examples="""
+agent-r1 data show data.train_files=train.parquet
+agent-r1 data show --config run.yaml --split val -n 10
+"""
+)
+@of_a_split
+@click.option("--count", "-n", default=3, show_default=True, help="Tasks to show.")
+def show(file: Path | None, overrides: Sequence[str], split: str, count: int) -> None:
+    """Show the tasks that a configuration reads, and the rows that are none."""
+    from agent_r1.config import Config, require
+
+    config = load(Config, file, overrides)
+    require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
+    from agent_r1.data.show import describe_tasks
+
+    for line in describe_tasks(config.data, split, config.trainer.seed, count):
+        click.echo(line)
+
+
+@data.command(
+    examples="""
+agent-r1 data check data.train_files=train.parquet
+agent-r1 data check data.train_files=train.parquet reward.name=retool
+"""
+)
+@of_a_split
+def check(file: Path | None, overrides: Sequence[str], split: str) -> None:
+    r"""Grade every reference answer, written as \boxed{}, with the configured reward.
+
+    A task whose own answer is not graded as right can never be solved.
+    """
+    from agent_r1.config import Config, require
+
+    config = load(Config, file, overrides)
+    require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
+    from agent_r1.data.check import check_answers
+
+    for line in check_answers(config.data, config.reward, split, config.trainer.seed):
+        click.echo(line)

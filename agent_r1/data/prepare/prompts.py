@@ -1,0 +1,61 @@
+"""What the model is told besides the question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent_r1.errors import DataError
+
+PLACE = "{question}"
+"""Stands for the question in a prompt text; other braces are left alone."""
+
+RETOOL = r"""Solve the problem at the end. Think in your own words, and let Python do the work \
+wherever computing is surer than reasoning.
+
+To run a program, write it like this:
+<code>
+```python
+print(sum(n * n for n in range(1, 11)))
+```
+</code>
+It is executed as soon as you close the tag. What it prints comes back to you between \
+<interpreter> and </interpreter>, and you go on from there; an error message comes back the same \
+way. Each program starts from nothing, so import and define what it needs and print what you want \
+to see. Run as many programs as the problem deserves, or none.
+
+When you are sure, end with the answer and nothing after it:
+<answer>
+\boxed{the final answer}
+</answer>
+
+Problem:
+{question}""".replace("\\\n", "")
+
+PLAIN = r"""{question}
+
+Reason step by step, and put the final answer in \boxed{}."""
+
+STYLES = {"retool": RETOOL, "plain": PLAIN, "bare": PLACE}
+
+
+def prompt_text(style: str) -> str:
+    """The text of a style, or of a file that holds ``{question}``.
+
+    Raises:
+        DataError: there is no such style or file, or the file has no place for the question.
+    """
+    if style in STYLES:
+        return STYLES[style]
+    path = Path(style).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"no prompt style and no file is called {style!r}; styles: {', '.join(STYLES)}"
+        )
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    if PLACE not in text:
+        raise DataError(f"{path} must contain {PLACE}, where the question goes")
+    return text
+
+
+def fill(text: str, question: str) -> str:
+    return text.replace(PLACE, question)
