@@ -14,6 +14,8 @@ that growth shows; after every kill of a service it is checked that its processe
 end, that everything is as it was before.
 
     python benchmarks/sandbox_soak.py --minutes 30
+
+SIGINT or SIGTERM ends it early: its services are shut down and what it has is written.
 """
 
 from __future__ import annotations
@@ -42,15 +44,17 @@ from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.client import ClientPolicy, SandboxClient
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-PROGRAM_DEPTH = 5
-"""Generations from the service to a program: supervisor, zygote, keeper, init, program."""
 RECORDED = ("tally", "kinds", "typed", "faults", "wrong", "survivors", "samples", "slowest")
 SAMPLE_SECONDS = 10.0
 GONE_SECONDS = 20.0
 SERVER = """
-import sys
+import os, signal, sys, threading
 from agent_r1.sandbox.embedded import EmbeddedExecutor
 from agent_r1.sandbox.serve import serve
+def end_with_parent():
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=end_with_parent, daemon=True).start()
 executor = EmbeddedExecutor()
 try:
     serve(executor, port=int(sys.argv[1]), ready=lambda url: print(url, flush=True))
@@ -64,7 +68,7 @@ class Process:
     pid: int
     parent: int
     started: str
-    depth: int = 0
+    role: str = "program"
 
     @property
     def alive(self) -> bool:
@@ -81,18 +85,40 @@ def read_process(pid: int) -> Process | None:
 
 
 def descendants(root: int) -> list[Process]:
-    """The living tree below ``root``, with the depth of each process."""
+    """The living tree below ``root``, with the role of each process."""
     every = [read_process(int(name)) for name in os.listdir("/proc") if name.isdigit()]
     children: dict[int, list[Process]] = {}
     for process in every:
         if process is not None:
             children.setdefault(process.parent, []).append(process)
-    found, level, depth = [], [root], 1
+    found, roles, level = [], {root: "service"}, [root]
     while level:
         born = [child for parent in level for child in children.get(parent, [])]
-        found += [Process(c.pid, c.parent, c.started, depth) for c in born]
-        level, depth = [child.pid for child in born], depth + 1
+        for child in born:
+            roles[child.pid] = role(child.pid, roles[child.parent])
+            found.append(Process(child.pid, child.parent, child.started, roles[child.pid]))
+        level = [child.pid for child in born]
     return found
+
+
+def process_ids(pid: int | str) -> list[int]:
+    """The ids of a process in its process namespace and in those around it, ours first."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/status").read_text()
+        return [int(number) for number in text.partition("\nNSpid:")[2].partition("\n")[0].split()]
+    return []
+
+
+def role(pid: int, parent: str) -> str:
+    """Tiers and slots have a process namespace each; of both, process 1 is not a program."""
+    ids = process_ids(pid)
+    depth = len(ids) - len(process_ids("self"))
+    if depth == 0:
+        return "supervisor"
+    if depth == 1:
+        first = "forker" if parent == "zygote" else "keeper"
+        return "zygote" if ids[-1] == 1 else first
+    return "init" if ids and ids[-1] == 1 else "program"
 
 
 class Service:
@@ -107,6 +133,8 @@ class Service:
         with self.log.open("ab") as log:
             self.child = subprocess.Popen(
                 [sys.executable, "-c", SERVER, str(self.port)],
+                process_group=0,  # a terminal's Ctrl-C is for the soak alone
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -123,8 +151,9 @@ class Service:
         family = descendants(self.child.pid)
         self.child.send_signal(number)
         self.child.wait(120)
-        assert self.child.stdout is not None
-        self.child.stdout.close()
+        for pipe in (self.child.stdin, self.child.stdout):
+            assert pipe is not None
+            pipe.close()
         until = time.monotonic() + GONE_SECONDS
         while (left := [p for p in family if p.alive]) and time.monotonic() < until:
             time.sleep(0.1)
@@ -133,10 +162,11 @@ class Service:
     def sample(self) -> dict[str, float]:
         family = descendants(self.child.pid)
         pid = self.child.pid
-        mounts = [lines(f"/proc/{p.pid}/mountinfo") for p in family if p.depth < PROGRAM_DEPTH]
+        ours = [p for p in family if p.role != "program"]
+        mounts = [lines(f"/proc/{p.pid}/mountinfo") for p in ours]
         return {
             "processes": len(family),
-            "infrastructure": sum(p.depth < PROGRAM_DEPTH for p in family),
+            "infrastructure": len(ours),
             "open_files": count(f"/proc/{pid}/fd"),
             "resident_mb": resident(pid),
             "tree_mb": sum(proportional(p.pid) for p in family),
@@ -201,7 +231,13 @@ class Soak:
     samples: list[dict[str, object]] = field(default_factory=list)
     slowest: float = 0.0
     struck_allowed: int = 0
+    stopped: str = ""
     seen_randoms: set[str] = field(default_factory=set)
+
+    def stop(self, number: signal.Signals) -> None:
+        """End now: what runs is awaited, nothing new is begun."""
+        self.stopped = number.name
+        self.until = time.monotonic()
 
     def judge(self, program: Program, result: RunResult | SandboxError) -> None:
         self.kinds[program.kind] += 1
@@ -288,12 +324,13 @@ async def inject(soak: Soak, services: list[Service], seconds: float) -> None:
         if not family:
             continue
         target = soak.random.choice(family)
-        names = ("supervisor", "zygote", "keeper", "init", "program")
-        soak.faults[f"kill {names[min(target.depth, PROGRAM_DEPTH) - 1]}"] += 1
-        if target.depth >= PROGRAM_DEPTH:
-            soak.struck_allowed += 1
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.kill(target.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        soak.faults[f"kill {target.role}"] += 1
+        if target.role == "program":
+            soak.struck_allowed += 1
 
 
 async def watch(soak: Soak, services: list[Service]) -> None:
@@ -309,11 +346,13 @@ async def watch(soak: Soak, services: list[Service]) -> None:
 
 async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
     uvloop.new_event_loop().close()  # opens a pipe of the process, once and for all
+    chance = random.Random(options.seed)
+    soak = Soak(chance, time.monotonic() + options.minutes * 60)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, soak.stop, number)
     before = host([])
     options.log.write_bytes(b"")
     services = [Service("steady", options.log), Service("victim", options.log)]
-    chance = random.Random(options.seed)
-    soak = Soak(chance, time.monotonic() + options.minutes * 60)
     policy = ClientPolicy(attempts=5)
     client = SandboxClient([service.url for service in services], policy=policy)
     helpers = [asyncio.ensure_future(watch(soak, services))]
@@ -322,8 +361,9 @@ async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
         await asyncio.gather(*[load(soak, client, n) for n in range(options.workers)])
         await faults
     finally:
-        for helper in helpers:
+        for helper in (*helpers, faults):
             helper.cancel()
+        await asyncio.gather(*helpers, faults, return_exceptions=True)
         client.close()
         for service in services:
             left = await asyncio.to_thread(service.end, signal.SIGTERM)
@@ -398,6 +438,8 @@ def verdict(soak: Soak, facts: dict[str, object]) -> Iterator[str]:
     for name in ("mounts", "control_groups", "shared_memory", "own_open_files"):
         if after[name] > before[name]:
             yield f"{name} grew from {before[name]} to {after[name]}"
+    if soak.stopped:
+        yield f"stopped by {soak.stopped} before its time"
     if not soak.tally["right"]:
         yield "nothing ran"
 
