@@ -170,9 +170,20 @@ class EmbeddedExecutor:
         session = self._sessions.get(name)
         yield session.turn
         try:
-            if session.slot is None:
-                session.slot = yield from _take(pool)
-            return (yield from _cell(session, request, planned.run))
+            for attempt in range(_ATTEMPTS):
+                fresh = session.slot is None
+                if session.slot is None:
+                    session.slot = yield from _take(pool)
+                try:
+                    return (yield from _cell(session, request, planned.run))
+                except SlotLost as error:
+                    if not fresh:
+                        text = f"session {name!r} is lost, and its state with it: {error}"
+                        raise SlotLost(text) from error
+                    if attempt + 1 == _ATTEMPTS:
+                        raise
+                    pool.prune()
+            raise AssertionError("unreachable")
         finally:
             if session.closed:
                 session.drop()

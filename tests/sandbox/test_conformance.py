@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
 from agent_r1.sandbox import EmbeddedExecutor
 from agent_r1.sandbox.base import RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.conformance import SANDBOX_FUSION, Case, Outcome, cases, run_conformance
+from agent_r1.sandbox.serve import serving
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +61,25 @@ def test_what_a_wire_cannot_express_is_skipped_with_the_reason() -> None:
     report = run_conformance(ConstantExecutor(""), can=SANDBOX_FUSION, only=["seeded", "print"])
     assert report.results["seeded"] == (Outcome.SKIPPED, "this wire cannot express seeds")
     assert report.results["print"][0] is Outcome.FAILED
+
+
+def test_the_suite_runs_from_the_command_line() -> None:
+    from agent_r1.sandbox.conformance.__main__ import main
+
+    done = CliRunner().invoke(main, ["--only", "print", "--only", "mount"])
+    assert (done.exit_code, done.output) == (0, "2 passed, 0 failed, 0 skipped\n")
+    wrong = CliRunner().invoke(main, ["--only", "nonsense"])
+    assert wrong.exit_code == 2 and "no such case: nonsense" in wrong.output
+
+
+def test_it_can_be_pointed_at_any_server(executor: EmbeddedExecutor) -> None:
+    from agent_r1.sandbox.conformance.__main__ import main
+
+    with serving(executor) as url:
+        only = ["--only", "print", "--only", "seeded"]
+        whole = CliRunner().invoke(main, [url, *only])
+        assert (whole.exit_code, whole.output) == (0, "2 passed, 0 failed, 0 skipped\n")
+        partial = CliRunner().invoke(main, [url, "--sandbox-fusion", *only])
+        assert partial.exit_code == 0 and "1 passed, 0 failed, 1 skipped" in partial.output
+        failing = CliRunner().invoke(main, [f"{url}/elsewhere", "--only", "print"])
+        assert failing.exit_code == 1 and "failed: print" in failing.output

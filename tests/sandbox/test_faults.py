@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent_r1.errors import SandboxUnavailable
+from agent_r1.errors import SandboxError, SandboxUnavailable
 from agent_r1.sandbox import EmbeddedExecutor, Limits, RunRequest, RunResult, RunStatus, pool
 
 REPOSITORY = Path(__file__).parents[2]
@@ -177,6 +177,20 @@ def test_a_slot_that_does_not_start_leaves_its_tier_alone(
     assert watched.run("print(2)").stdout == "2\n"
     assert watched.zygote == zygote
     assert watched.run("print(x)", session="kept").stdout == "1\n"
+
+
+def test_a_session_that_has_not_begun_is_not_lost(watched: Watched) -> None:
+    watched.run("print(1)")
+    end(watched.zygote)
+    assert watched.run("x = 1\nprint(x)", session="s").stdout == "1\n"
+
+
+def test_a_session_that_died_says_so_once(watched: Watched) -> None:
+    watched.run("x = 1", session="s")
+    end(watched.zygote)
+    with pytest.raises(SandboxError, match="session 's' is lost, and its state with it"):
+        watched.run("print(x)", session="s")
+    assert "NameError" in watched.run("print(x)", session="s").stderr
 
 
 def test_a_program_that_died_with_its_slot_is_run_again(

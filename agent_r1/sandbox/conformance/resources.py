@@ -7,7 +7,16 @@ import uuid
 from typing import Final
 
 from agent_r1.sandbox.base import Executor, Limits, RunRequest, RunStatus
-from agent_r1.sandbox.conformance.cases import Case, Feature, denied, describe, ends, held, run
+from agent_r1.sandbox.conformance.cases import (
+    PATIENCE,
+    Case,
+    Feature,
+    denied,
+    describe,
+    ends,
+    held,
+    run,
+)
 
 _S = RunStatus
 _ISOLATED: Final = frozenset({Feature.ISOLATION})
@@ -26,7 +35,7 @@ def _daemon_ends(executor: Executor) -> None:
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
-                sleeper = "import time; time.sleep(60)"
+                sleeper = "import time; time.sleep(1000)"
                 os.execv(sys.executable, ["python", "-c", sleeper, "{mark}"])
             os._exit(0)
         os.wait()
@@ -34,7 +43,7 @@ def _daemon_ends(executor: Executor) -> None:
         print("left")
         """,
     )
-    assert time.monotonic() - began < 10, "a daemon held up the result"
+    assert time.monotonic() - began < PATIENCE, "a daemon held up the result"
     assert first.stdout == "left\n", describe(first)
     seen = run(
         executor,
@@ -61,31 +70,26 @@ def _output_is_capped(executor: Executor) -> None:
 
 
 TIME: Final = (
-    ends("endless_loop", "an endless loop is ended", "while True: pass", _S.TIMEOUT, within=8),
-    ends(
-        "sleep_forever", "a sleeper is ended", "import time; time.sleep(1e6)", _S.TIMEOUT, within=3
-    ),
+    ends("endless_loop", "an endless loop is ended", "while True: pass", _S.TIMEOUT),
+    ends("sleep_forever", "a sleeper is ended", "import time; time.sleep(1e6)", _S.TIMEOUT),
     ends(
         "ignored_signals",
         "ignoring signals does not help",
         "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
         "    except (OSError, ValueError): pass\nwhile True: pass",
         _S.TIMEOUT,
-        within=8,
     ),
     ends(
         "stopped",
         "a program that stops itself",
         "import os; os.kill(os.getpid(), 19)",
         _S.TIMEOUT,
-        within=8,
     ),
     ends(
         "regex_blowup",
         "a loop inside C code",
         "import re; re.match('(a+)+$', 'a' * 40 + 'b')",
         _S.TIMEOUT,
-        within=8,
     ),
     ends(
         "huge_power",
@@ -94,35 +98,30 @@ TIME: Final = (
         _S.TIMEOUT,
         _S.MEMORY_LIMIT,
         _S.ERROR,
-        within=8,
     ),
     ends(
         "exit_handler",
         "an endless exit handler",
         "import atexit\n@atexit.register\ndef f():\n    while True: pass",
         _S.TIMEOUT,
-        within=8,
     ),
     ends(
         "finalizer",
         "an endless finalizer",
         "class A:\n    def __del__(self):\n        while True: pass\na = A()",
         _S.TIMEOUT,
-        within=8,
     ),
     ends(
         "thread_stays",
         "a thread that never ends",
         "import threading, time\nthreading.Thread(target=time.sleep, args=(1e6,)).start()",
         _S.TIMEOUT,
-        within=8,
     ),
     ends(
         "no_input",
         "reading without input ends at once",
         "input()",
         _S.ERROR,
-        within=8,
         stderr="EOFError",
     ),
     ends(
@@ -130,7 +129,6 @@ TIME: Final = (
         "a grandchild that holds the output",
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(1e6)",
         _S.SUCCESS,
-        within=8,
         wall=8.0,
     ),
     ends(
@@ -138,7 +136,6 @@ TIME: Final = (
         "an exception whose text never ends",
         "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E",
         _S.TIMEOUT,
-        within=8,
     ),
     Case("daemon", "a daemon does not outlive its run", _daemon_ends, _ISOLATED, True),
 )
@@ -187,7 +184,6 @@ SPACE: Final = (
         _S.ERROR,
         _S.KILLED,
         _S.MEMORY_LIMIT,
-        within=15,
     ),
     ends(
         "thread_bomb",
@@ -277,7 +273,6 @@ SPACE: Final = (
         _S.KILLED,
         _S.MEMORY_LIMIT,
         wall=60.0,
-        within=90,
     ),
     ends(
         "huge_message",
