@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import marshal
+import math
 import os
 import re
 import select
@@ -93,6 +94,7 @@ class Exchange:
         self.report: messages.Report | None = None
         self._limits = request.limits
         self._wall = job.wall_seconds
+        self._cpu = math.inf if flags & messages.SESSION else job.payload["cpu_seconds"]
         self._stopping = False
         self._fetched = -1
         out, out_end = os.pipe2(os.O_CLOEXEC)
@@ -211,7 +213,7 @@ class Exchange:
         if report.reason == messages.NEVER_STARTED and not ran_out:
             raise SandboxError(f"the sandbox could not start a program: {stderr.strip()}")
         overflowed = self.out.overflowed or self.err.overflowed
-        status, code = judge(report, overflowed, ran_out, stderr)
+        status, code = judge(report, overflowed, ran_out, stderr, self._cpu)
         return RunResult(
             status=status,
             stdout=stdout,
@@ -246,15 +248,18 @@ def _late(done: asyncio.Future[None]) -> None:
 
 
 def judge(
-    report: messages.Report, overflowed: bool, ran_out: bool, stderr: str
+    report: messages.Report, overflowed: bool, ran_out: bool, stderr: str, cpu_limit: float
 ) -> tuple[RunStatus, int | None]:
-    """Status and exit code of a run from what init and the kernel say about it."""
+    """Status and exit code of a run from what init and the kernel say about it.
+
+    At its CPU limit a program gets SIGXCPU and, if it ignores that, SIGKILL a second later.
+    """
     code = os.waitstatus_to_exitcode(report.wait_status)
     if report.reason == messages.TIMED_OUT:
         return RunStatus.TIMEOUT, None
     if overflowed:
         return RunStatus.OUTPUT_LIMIT, code
-    if code == -signal.SIGXCPU:
+    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and report.cpu_seconds > cpu_limit):
         return RunStatus.TIMEOUT, None
     if ran_out or report.reason == messages.MEMORY:
         return RunStatus.MEMORY_LIMIT, code

@@ -70,6 +70,24 @@ def _output_is_capped(executor: Executor) -> None:
 
 
 TIME: Final = (
+    ends(
+        "processor_time",
+        "processor time has a limit of its own",
+        "while True: pass",
+        _S.TIMEOUT,
+        wall=60.0,
+        limits={"cpu_seconds": 1},
+        needs=_STATUSES,
+    ),
+    ends(
+        "processor_time_ignored",
+        "also for who ignores its signal",
+        "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",
+        _S.TIMEOUT,
+        wall=60.0,
+        limits={"cpu_seconds": 1},
+        needs=_STATUSES,
+    ),
     ends("endless_loop", "an endless loop is ended", "while True: pass", _S.TIMEOUT),
     ends("sleep_forever", "a sleeper is ended", "import time; time.sleep(1e6)", _S.TIMEOUT),
     ends(
