@@ -22,6 +22,7 @@ import click
 from agent_r1 import __version__
 from agent_r1.cli.base import OrderedGroup, configured, from_run, from_server, load, say
 from agent_r1.cli.data import data
+from agent_r1.cli.model import convert
 from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
 
 if TYPE_CHECKING:
@@ -184,25 +185,46 @@ def chat(
 
 
 cli.add_command(data)
+cli.add_command(convert)
 
 
 @cli.command(
     examples="""
 agent-r1 export --run runs/retool/first ./retool-model
+agent-r1 export --checkpoint ./sharded-model --max-shard-size 5GB --dtype bfloat16 ./model
+agent-r1 export --checkpoint checkpoints/global_step_100/actor ./merged-from-fsdp
 """
 )
 @from_run
 @click.argument("target", type=click.Path(path_type=Path))
-def export(run: Path | None, checkpoint: Path | None, target: Path) -> None:
-    """Copy a policy to TARGET as a Hugging Face model."""
-    import shutil
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Convert the weights."
+)
+@click.option("--max-shard-size", help="Bound of each file, as 5GB. Otherwise one file.")
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Model folder with the configuration and tokenizer of a sharded checkpoint.",
+)
+def export(
+    run: Path | None,
+    checkpoint: Path | None,
+    target: Path,
+    dtype: str | None,
+    max_shard_size: str | None,
+    base: Path | None,
+) -> None:
+    """Write a policy to TARGET as a Hugging Face model.
 
+    Model folders are copied, sharded ones merged; so are the rank files of FSDP
+    (model_world_size_N_rank_R.pt) and folders of torch.distributed.checkpoint.
+    """
+    source = _export_source(run, checkpoint)
     if target.exists():
         raise ConfigError(f"{target} exists already; name a folder that does not")
-    source = _policy_folder(run, checkpoint)
-    if source is None:
-        raise ConfigError("nothing to export; give --run FOLDER or --checkpoint FOLDER")
-    shutil.copytree(source, target)
+    from agent_r1.models.export import export_model
+
+    export_model(source, target, dtype=dtype, max_shard_size=max_shard_size, base=base)
     click.echo(f"{source} → {target}")
 
 
@@ -315,6 +337,17 @@ def _load_policy(
     chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
     base = run / "config.yaml" if run is not None else None
     return load(Config, file, [*chosen, *overrides], base=base)
+
+
+def _export_source(run: Path | None, checkpoint: Path | None) -> Path:
+    """Like :func:`_policy_folder`, but a checkpoint may be of another program."""
+    if checkpoint is not None:
+        inside = (checkpoint / name for name in ("policy", "actor"))
+        return next((folder for folder in inside if folder.is_dir()), checkpoint)
+    source = _policy_folder(run, None)
+    if source is None:
+        raise ConfigError("nothing to export; give --run FOLDER or --checkpoint FOLDER")
+    return source
 
 
 def _policy_of(config: Config) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent_r1.cli.base import Command, OrderedGroup, configured, load, say
+from agent_r1.cli.traces import traces
 
 if TYPE_CHECKING:
     from agent_r1.data.prepare import Prepared
@@ -260,3 +261,6 @@ def check(file: Path | None, overrides: Sequence[str], split: str) -> None:
 
     for line in check_answers(config.data, config.reward, split, config.trainer.seed):
         click.echo(line)
+
+
+data.add_command(traces)

@@ -22,7 +22,7 @@ from agent_r1.data.sources_files import Row
 
 SOURCE = "gsm8k"
 
-_NUMBER = r"\d[\d,]*\.?\d*|\.\d+"
+_NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+"
 _ANNOTATION = re.compile(
     r"(?P<spoken>(?:(?<![A-Za-z])[\d.,()$€£%\s+\-*/\u00d7\u00f7xX]*=\s*)?)"
     r"(?P<unit>[$€£]?)\s*"
@@ -94,11 +94,11 @@ def program(question: str, steps: str) -> str:
             comment += step[end : match.start()]
             end = match.end()
             if re.fullmatch(_NUMBER, expression):  # "5=5" computes nothing
-                comment += match["shown"] or expression
+                comment = _joined(comment, match["shown"] or expression)
                 continue
             count += 1
             assignments.append(f"x{count} = {known.rewrite(_decimal(expression))}")
-            comment = f"{comment.rstrip()} x{count}" if comment.strip() else f"x{count}"
+            comment = _joined(comment, f"x{count}")
             if (value := _value(match["result"])) is not None:
                 known.names[value] = f"x{count}"
         if assignments:
@@ -106,6 +106,10 @@ def program(question: str, steps: str) -> str:
     if not count:
         raise ValueError("there is no annotation")
     return "\n".join([*lines, f"print(x{count})"])
+
+
+def _joined(before: str, word: str) -> str:
+    return f"{before.rstrip()} {word}" if before.strip() else word
 
 
 def _tidy(comment: str) -> str:
@@ -119,7 +123,7 @@ def _decimal(expression: str) -> str:
 
 def _values_in(text: str) -> Iterator[Decimal]:
     for match in re.finditer(_NUMBER, text):
-        if (value := _value(match[0].rstrip("."))) is not None:
+        if (value := _value(match[0])) is not None:
             yield value
 
 
