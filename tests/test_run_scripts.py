@@ -76,7 +76,7 @@ def test_the_script_trains_on_a_cpu_when_the_model_path_says_so(shell, tmp_path,
     from agent_r1.recipes.tiny import build_tiny_model
 
     build_tiny_model(tmp_path / "model", seed=0)
-    for split, name, count in (("train", "train", 16), ("val", "validation", 4)):
+    for split, name, count in (("train", "train", 16), ("val", "val", 4)):
         rows = [
             {"prompt": task.prompt, "reward_model": {"ground_truth": str(task.answer)}}
             for task, _ in zip(tasks(split, 0), range(count), strict=False)

@@ -122,7 +122,6 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.data_parallel_size": _SHARDING,
     "actor_rollout_ref.rollout.disable_log_stats": _ENGINE,
     "actor_rollout_ref.rollout.do_sample": "temperature says it: 0 is greedy",
-    "actor_rollout_ref.rollout.dtype": "the engine shares the trained weights",
     "actor_rollout_ref.rollout.enable_chunked_prefill": _ENGINE,
     "actor_rollout_ref.rollout.enable_prefix_caching": _ENGINE,
     "actor_rollout_ref.rollout.enable_rollout_routing_replay": _BACKEND,

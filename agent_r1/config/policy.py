@@ -187,6 +187,9 @@ class RolloutConfig(Section):
     name: str = "embedded"
     """Generation engine: ``embedded``, a registered name or a dotted path; ``openai`` (a server,
     see ``rollout.server``) for evaluation and chat."""
+    dtype: DType = "auto"
+    """Type of the engine's matrix products. ``auto``: that of the weights. ``bfloat16`` on a CPU
+    is much faster than ``float32`` and calls for ``actor.autocast=bfloat16``."""
     n: PositiveInt = 8
     """Trajectories per prompt: the size of a group."""
     temperature: PositiveFloat = 1.0

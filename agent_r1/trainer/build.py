@@ -350,6 +350,7 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
         max_slots=rollout.max_num_seqs,
         deterministic=rollout.deterministic,
         readmit_after=rollout.readmit_after,
+        dtype=None if rollout.dtype == "auto" else rollout.dtype,
     )
 
 

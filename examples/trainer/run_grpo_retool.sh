@@ -21,7 +21,7 @@ settings=(
     algorithm.filter_groups.max_num_gen_batches=3
 
     data.train_files="$DATA_DIR/train.parquet"
-    data.val_files="$DATA_DIR/validation.parquet"
+    data.val_files="$DATA_DIR/val.parquet"
     data.train_batch_size=32
     data.max_prompt_length=2048
     data.max_response_length=8192

@@ -20,7 +20,7 @@ settings=(
     algorithm.kl_ctrl.kl_coef=0.001
 
     data.train_files="$DATA_DIR/train.parquet"
-    data.val_files="$DATA_DIR/validation.parquet"
+    data.val_files="$DATA_DIR/val.parquet"
     data.train_batch_size=256
     data.max_prompt_length=2048
     data.max_response_length=8192

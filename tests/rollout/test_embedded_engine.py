@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
 import time
 
@@ -459,3 +460,31 @@ def test_half_precision_models_run() -> None:
     expected = np.concatenate(reference_logprobs(model, done))
     actual = np.concatenate([c.logprobs for c in done.completions])
     assert np.abs(expected - actual).mean() < 0.1
+
+
+def test_products_may_have_another_type_than_the_weights() -> None:
+    model, other = tiny_model("llama"), tiny_model("llama", seed=1)
+
+    async def body(built: EmbeddedEngine) -> tuple[Episode, Episode]:
+        first = await episode(built, "a", prompt(0, 20))
+        with torch.no_grad():
+            for mine, new in zip(model.parameters(), other.parameters(), strict=True):
+                mine.copy_(new)
+        await built.load_weights(model, 1)
+        return first, await episode(built, "b", prompt(0, 20))
+
+    before = copy.deepcopy(model)
+    first, second = using(engine(model, dtype="bfloat16"), body)
+    assert next(model.parameters()).dtype == torch.float32
+    for weights, done in ((before, first), (other, second)):
+        exact = np.concatenate(reference_logprobs(weights, done))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = np.concatenate(reference_logprobs(weights, done))
+        actual = np.concatenate([c.logprobs for c in done.completions])
+        error = np.abs(exact - actual).mean()
+        assert 1e-4 < error < 2 * np.abs(exact - rounded).mean() + 0.01
+
+
+def test_products_of_another_type_need_a_family_that_knows_them() -> None:
+    with pytest.raises(EngineError, match=r"rollout\.dtype=auto"):
+        engine(tiny_model("gemma3"), dtype="bfloat16")

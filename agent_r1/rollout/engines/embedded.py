@@ -8,9 +8,11 @@ import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from agent_r1.errors import EngineError
+from agent_r1.models.load import torch_dtype
 from agent_r1.rollout.engine import OnTokens
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop
@@ -48,7 +50,9 @@ class EmbeddedEngine:
     ``Finish.LENGTH`` at ``max_new_tokens`` or at the end of the context. ``eos_ids``
     replaces the end tokens that the model's generation config and the tokenizer name.
     ``native=False`` does without compiled kernels (they serve float32 on the CPU and are
-    left out anyway where no C compiler is found).
+    left out anyway where no C compiler is found). ``dtype`` is that of matrix products, where
+    it shall be another than the weights': ``bfloat16`` is about three times as fast on
+    processors that know it, at the price of a second copy of them.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class EmbeddedEngine:
         max_wait_s: float = 600.0,
         eos_ids: Iterable[int] | None = None,
         native: bool = True,
+        dtype: torch.dtype | str | None = None,
     ) -> None:
         if min(max_model_len, max_slots, readmit_after, prefill_chunk) < 1 or max_wait_s <= 0:
             raise EngineError(
@@ -77,7 +82,7 @@ class EmbeddedEngine:
         self._vocabulary = _vocabulary_size(model)
         self._twin = Twin(model)
         self._loop = DecodeLoop(
-            make_runner(self._twin.module),
+            make_runner(self._twin.module, None if dtype is None else torch_dtype(dtype)),
             SlotCache(weight.device, weight.dtype, max_model_len),
             StopSets(token_bytes(tokenizer, self._vocabulary), ends),
             Schedule(deterministic=deterministic, readmit_after=readmit_after),

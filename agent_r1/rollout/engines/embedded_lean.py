@@ -6,6 +6,7 @@ about a third of those that transformers' own takes; it computes the same functi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,17 @@ _FAMILIES = frozenset(
 _PARTS = frozenset({"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"})
 
 
-_Linear = tuple[Tensor, Tensor | None]
-"""Weight and bias."""
+@dataclass(frozen=True, slots=True)
+class _Linear:
+    """A projection; its products are formed in the type of its weight."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        if hidden.dtype == self.weight.dtype:
+            return F.linear(hidden, self.weight, self.bias)
+        return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(hidden.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +82,29 @@ def _is_known_leaf(module: nn.Module) -> bool:
 
 
 class LeanRunner:
-    """Implements ``Runner`` for the models that :func:`is_lean` accepts."""
+    """Implements ``Runner`` for the models that :func:`is_lean` accepts.
 
-    def __init__(self, twin: Any) -> None:
+    With another ``dtype`` than the weights have, projections are done in it, on copies that
+    every :meth:`refresh` renews; norms, residuals, keys and values stay as they are. That
+    is what autocast does in the trainer.
+    """
+
+    def __init__(self, twin: Any, dtype: torch.dtype | None = None) -> None:
         self._twin = twin
-        self._layers: list[_Layer] = []
+        self._dtype = dtype
         self.refresh()
 
     def refresh(self) -> None:
         """Look the parameters up again; looking them up at every step costs a tenth of it."""
-        self._layers = [_layer(layer) for layer in self._twin.model.layers]
+        self._layers = [_layer(layer, self._linear) for layer in self._twin.model.layers]
+        self._head = self._linear(self._twin.lm_head)
+
+    def _linear(self, module: Any) -> _Linear:
+        weight, bias = module.weight, module.bias
+        if self._dtype is not None:
+            weight = weight.detach().to(self._dtype)
+            bias = None if bias is None else bias.detach().to(self._dtype)
+        return _Linear(weight, bias)
 
     def forward(self, batch: StepBatch) -> Tensor:
         base = self._twin.model
@@ -94,46 +117,42 @@ class LeanRunner:
             heads = (len(hidden), -1, layer.head_dim)
             out = batch.attend(
                 index,
-                F.linear(normed, *layer.q).view(heads),
-                F.linear(normed, *layer.k).view(heads),
-                F.linear(normed, *layer.v).view(heads),
+                layer.q(normed).view(heads),
+                layer.k(normed).view(heads),
+                layer.v(normed).view(heads),
                 layer.scale,
                 layer.window,
                 prepare=HeadPreparation(layer.head_norms, cos[0], sin[0]),
             )
-            attended = F.linear(out.view(len(hidden), -1), *layer.o)
+            attended = layer.o(out.view(len(hidden), -1))
             normed = _add_norm(native, hidden, attended, layer.norm_mlp, layer.eps)
-            gate, up = F.linear(normed, *layer.gate), F.linear(normed, *layer.up)
+            gate, up = layer.gate(normed), layer.up(normed)
             gated = native.silu_mul(gate, up) if native else F.silu(gate).mul_(up)
-            delta = F.linear(gated, *layer.down)
+            delta = layer.down(gated)
         rows, norm = batch.rows, base.norm
         last = None if delta is None else delta[:rows]
         final = _add_norm(native, hidden[:rows], last, norm.weight, norm.variance_epsilon)
-        return F.linear(final, *_linear(self._twin.lm_head))
+        return self._head(final)
 
 
-def _layer(module: Any) -> _Layer:
+def _layer(module: Any, linear: Callable[[Any], _Linear]) -> _Layer:
     attention, mlp = module.self_attn, module.mlp
     return _Layer(
-        q=_linear(attention.q_proj),
-        k=_linear(attention.k_proj),
-        v=_linear(attention.v_proj),
-        o=_linear(attention.o_proj),
+        q=linear(attention.q_proj),
+        k=linear(attention.k_proj),
+        v=linear(attention.v_proj),
+        o=linear(attention.o_proj),
         head_norms=_head_norms(attention),
         norm_in=module.input_layernorm.weight,
         norm_mlp=module.post_attention_layernorm.weight,
         eps=module.input_layernorm.variance_epsilon,
-        gate=_linear(mlp.gate_proj),
-        up=_linear(mlp.up_proj),
-        down=_linear(mlp.down_proj),
+        gate=linear(mlp.gate_proj),
+        up=linear(mlp.up_proj),
+        down=linear(mlp.down_proj),
         scale=attention.scaling,
         head_dim=attention.head_dim,
         window=_window(attention),
     )
-
-
-def _linear(module: Any) -> _Linear:
-    return module.weight, module.bias
 
 
 def _head_norms(attention: Any) -> tuple[Tensor, Tensor, float] | None:

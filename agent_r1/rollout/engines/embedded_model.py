@@ -66,9 +66,17 @@ class TransformersRunner:
         """Nothing is derived."""
 
 
-def make_runner(twin: nn.Module) -> Runner:
-    """The fastest runner that computes this model exactly."""
-    return LeanRunner(twin) if is_lean(twin) else TransformersRunner(twin)
+def make_runner(twin: nn.Module, dtype: torch.dtype | None = None) -> Runner:
+    """The fastest runner that computes this model exactly, its matrix products in ``dtype``."""
+    weights = next(twin.parameters()).dtype
+    if is_lean(twin):
+        return LeanRunner(twin, None if dtype == weights else dtype)
+    if dtype not in (None, weights):
+        raise EngineError(
+            f"the embedded engine computes {type(twin).__name__} in the type of its weights "
+            f"({weights}) only; set actor_rollout_ref.rollout.dtype=auto"
+        )
+    return TransformersRunner(twin)
 
 
 class Twin:

@@ -1,0 +1,199 @@
+"""``agent-r1 data traces``: what a cold start learns from."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from agent_r1.cli.base import Command, OrderedGroup, configured, load
+from agent_r1.errors import ConfigError
+
+
+@click.group(
+    cls=OrderedGroup,
+    examples="""
+agent-r1 data traces gsm8k --out traces.jsonl
+agent-r1 data traces harvest runs/samples/trajectories.jsonl --out own.jsonl
+agent-r1 sft model.path=./model data.train_files=traces.jsonl
+""",
+)
+def traces() -> None:
+    """Make traces for a cold start (agent-r1 sft)."""
+
+
+def from_annotations(command: Command) -> Command:
+    """Options of commands that play annotated solutions in the environment."""
+    for option in (
+        click.option("--limit", type=click.IntRange(min=1), help="Read this many rows only."),
+        click.option("--system", help="System message before each question."),
+        click.option(
+            "--prompt",
+            default="retool",
+            show_default=True,
+            metavar="STYLE|FILE",
+            help="As in 'data prepare': a cold start should see the prompt of later training.",
+        ),
+        click.option(
+            "--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write."
+        ),
+        click.option(
+            "--source",
+            "files",
+            multiple=True,
+            type=click.Path(path_type=Path),
+            help="File to read; repeatable.",
+        ),
+    ):
+        command = option(command)
+    return configured(command)
+
+
+@traces.command(
+    examples="""
+agent-r1 data traces gsm8k --out traces.jsonl
+agent-r1 data traces gsm8k --source train.jsonl --out traces.jsonl --prompt my_prompt.txt
+"""
+)
+@from_annotations
+def gsm8k(
+    files: tuple[Path, ...],
+    out: Path,
+    prompt: str,
+    system: str | None,
+    limit: int | None,
+    file: Path | None,
+    overrides: Sequence[str],
+) -> None:
+    """GSM8K's calculator annotations as programs (downloaded unless --source is given)."""
+    if not files:
+        from agent_r1.data.prepare.catalogue import SOURCES
+        from agent_r1.data.prepare.download import Downloader
+
+        files = (Downloader().fetch(SOURCES["gsm8k"].train)[0],)
+    _play("gsm8k", files, out, prompt, system, limit, file, overrides)
+
+
+@traces.command(
+    examples="""
+agent-r1 data traces mathcoder --source correct.jsonl --out traces.jsonl
+"""
+)
+@from_annotations
+def mathcoder(
+    files: tuple[Path, ...],
+    out: Path,
+    prompt: str,
+    system: str | None,
+    limit: int | None,
+    file: Path | None,
+    overrides: Sequence[str],
+) -> None:
+    """Solutions in MathCoder's format of text, code and execution blocks."""
+    if not files:
+        raise ConfigError("give at least one --source FILE.jsonl")
+    _play("mathcoder", files, out, prompt, system, limit, file, overrides)
+
+
+def _play(
+    name: str,
+    files: Sequence[Path],
+    out: Path,
+    prompt: str,
+    system: str | None,
+    limit: int | None,
+    file: Path | None,
+    overrides: Sequence[str],
+) -> None:
+    from agent_r1.config import Config
+    from agent_r1.data.cold_start.make import make_traces, rejected_file
+    from agent_r1.trainer.build import open_environment
+
+    config = load(Config, file, overrides)
+    with open_environment(config.tool, config.sandbox) as env, _counter("played") as advance:
+        played = asyncio.run(
+            make_traces(
+                name,
+                files,
+                env,
+                out,
+                prompt=prompt,
+                system=system,
+                limit=limit,
+                on_finished=advance,
+            )
+        )
+    click.echo(f"wrote {len(played.traces):,} traces to {out}")
+    click.echo(
+        f"  {played.calls:,} programs ran, {played.failed_calls:,} failed and were put right"
+    )
+    _show_counts("no trace", played.reasons())
+    if played.rejected:
+        click.echo(f"every row without a trace: {rejected_file(out)}")
+
+
+@traces.command(
+    examples="""
+agent-r1 eval --checkpoint ./model data.val_files=train.parquet --out samples \\
+    actor_rollout_ref.rollout.val_kwargs.n=8 actor_rollout_ref.rollout.val_kwargs.temperature=1
+agent-r1 data traces harvest samples/trajectories.jsonl --out own.jsonl --per-task 2
+agent-r1 sft model.path=./model data.train_files=own.jsonl
+"""
+)
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write.")
+@click.option(
+    "--per-task",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Distinct traces of each task at most.",
+)
+@click.option("--without-tool", is_flag=True, help="Keep those that called no tool, too.")
+@click.option("--no-failed-calls", is_flag=True, help="Leave out those in which a call failed.")
+def harvest(
+    files: tuple[Path, ...], out: Path, per_task: int, without_tool: bool, no_failed_calls: bool
+) -> None:
+    """Rejection sampling: the right ones of a policy's own trajectories.
+
+    FILES are trajectories.jsonl of evaluations or of training runs.
+    """
+    from itertools import chain
+
+    from agent_r1.data.traces import write_traces
+    from agent_r1.errors import DataError
+    from agent_r1.monitor.records import load_trajectories
+    from agent_r1.trainer.harvest import Choice
+    from agent_r1.trainer.harvest import harvest as run_harvest
+
+    if out.exists():
+        raise DataError(f"{out} exists already; name another file or remove it")
+    choice = Choice(per_task, not without_tool, not no_failed_calls)
+    found = run_harvest(chain.from_iterable(load_trajectories(file) for file in files), choice)
+    if not found.traces:
+        raise DataError(f"no trajectory is worth learning from: {found.counts}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_traces(out, found.traces)
+    click.echo(f"wrote {len(found.traces):,} traces of {found.tasks:,} tasks to {out}")
+    _show_counts("left out", {k: v for k, v in found.counts.items() if k != "kept"})
+
+
+def _show_counts(title: str, counts: Mapping[str, int]) -> None:
+    for reason, count in counts.items():
+        click.echo(f"  {title}: {count:,} {reason}")
+
+
+@contextmanager
+def _counter(what: str) -> Iterator[Callable[[], None]]:
+    """A running count on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), what, MofNCompleteColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
+        bar = shown.add_task("", total=None)
+        yield lambda: shown.advance(bar)
