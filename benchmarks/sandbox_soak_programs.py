@@ -118,7 +118,7 @@ def memory(chance: random.Random, mark: str) -> Program:
 
 def flood(chance: random.Random, mark: str) -> Program:
     code = f"print('{mark}')\nwhile True: print('x' * 10000)"
-    return ending("output", code, RunStatus.OUTPUT_LIMIT, text=mark)
+    return ending("output", code, RunStatus.OUTPUT_LIMIT, text=mark, wall_seconds=60.0)
 
 
 def fork_bomb(chance: random.Random, mark: str) -> Program:

@@ -255,10 +255,10 @@ def judge(
     At its CPU limit a program gets SIGXCPU and, if it ignores that, SIGKILL a second later.
     """
     code = os.waitstatus_to_exitcode(report.wait_status)
+    if overflowed:  # also when time was up before it could be told to end
+        return RunStatus.OUTPUT_LIMIT, code
     if report.reason == messages.TIMED_OUT:
         return RunStatus.TIMEOUT, None
-    if overflowed:
-        return RunStatus.OUTPUT_LIMIT, code
     if code == -signal.SIGXCPU or (code == -signal.SIGKILL and report.cpu_seconds > cpu_limit):
         return RunStatus.TIMEOUT, None
     if ran_out or report.reason == messages.MEMORY:
