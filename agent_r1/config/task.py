@@ -93,12 +93,13 @@ class RolloutCorrectionConfig(Section):
     rollout_is: Annotated[Literal["none", "token", "sequence", "geometric"], NoneWord] = "none"
     """Level at which the weights exp(old - rollout) are formed; ``geometric`` is the mean over
     the tokens of a sequence."""
-    mode: Literal["truncate", "mask"] = "truncate"
-    """``truncate`` caps weights at the upper threshold; ``mask`` zeroes those outside both."""
+    mode: Literal["truncate", "mask", "drop"] = "truncate"
+    """``truncate`` caps weights at the upper threshold; ``mask`` zeroes those outside both;
+    ``drop`` weighs nothing and takes what is outside both out of the loss and its divisors."""
     rollout_is_threshold: PositiveFloat = 2.0
     """Upper threshold of the weight."""
     rollout_is_threshold_lower: NonNegativeFloat = 0.5
-    """Lower threshold, used by ``mask``."""
+    """Lower threshold, used by ``mask`` and ``drop``."""
     bypass_mode: bool = False
     """Take the engine's log-probabilities as the old policy's instead of computing them anew."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from agent_r1.algorithms.episodes import AdvantageInputs
 from agent_r1.algorithms.kl import kl_reward, make_kl_controller
 from agent_r1.algorithms.masked import masked_mean
-from agent_r1.algorithms.off_policy import importance_weights
+from agent_r1.algorithms.off_policy import importance_weights, trusted_mask
 from agent_r1.algorithms.outcomes import OutcomePolicy
 from agent_r1.algorithms.registry import bind, resolve_advantage
 from agent_r1.algorithms.shaping import has_signal
@@ -78,9 +78,12 @@ class CreditAssigner:
     @property
     def needs_logprobs(self) -> bool:
         """Whether credit depends on the trainer's own log-probabilities before the update."""
+        return self._corrected or self._config.use_kl_in_reward
+
+    @property
+    def _corrected(self) -> bool:
         correction = self._config.rollout_correction
-        corrected = correction.rollout_is != "none" and not correction.bypass_mode
-        return corrected or self._config.use_kl_in_reward
+        return correction.rollout_is != "none" and not correction.bypass_mode
 
     @property
     def max_sampling_rounds(self) -> int:
@@ -146,6 +149,7 @@ class CreditAssigner:
         result = self._advantages(inputs)
         metrics |= _summary(trained, result.advantages, result.returns, values)
         weights = self._weights(trained, recomputed, metrics)
+        trained = self._trusted(trained, recomputed, metrics)
         return Credit(trained, old, result.advantages, result.returns, weights, metrics)
 
     def state_dict(self) -> dict[str, Any]:
@@ -168,7 +172,7 @@ class CreditAssigner:
     ) -> Tensor | None:
         """Bypassing folds the engine's error into the PPO ratio: no weights then."""
         correction = self._config.rollout_correction
-        if correction.rollout_is == "none" or correction.bypass_mode or recomputed is None:
+        if not self._corrected or correction.mode == "drop" or recomputed is None:
             return None
         weights = importance_weights(
             recomputed,
@@ -182,6 +186,24 @@ class CreditAssigner:
         )
         metrics["training/rollout_is_mean"] = float(masked_mean(weights, batch.loss_mask))
         return weights
+
+    def _trusted(self, batch: Batch, recomputed: Tensor | None, metrics: dict[str, float]) -> Batch:
+        """The batch without what is too far off-policy, denominators included."""
+        correction = self._config.rollout_correction
+        if not self._corrected or correction.mode != "drop" or recomputed is None:
+            return batch
+        kept = trusted_mask(
+            recomputed,
+            batch.behavior_logprobs,
+            batch.loss_mask,
+            level=correction.rollout_is,
+            lower=correction.rollout_is_threshold_lower,
+            upper=correction.rollout_is_threshold,
+            trajectory_id=batch.trajectory_id,
+        )
+        share = masked_mean(kept.to(batch.reward.dtype), batch.loss_mask)
+        metrics["training/rollout_is_dropped"] = 1.0 - float(share)
+        return dataclasses.replace(batch, loss_mask=kept)
 
 
 _CUT_SHORT = ("turn_limit", "length", "context", "timeout")
