@@ -10,8 +10,10 @@ from pathlib import Path
 
 import click
 import httpx
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 from agent_r1.cli import cli
 
@@ -182,6 +184,7 @@ def checkpoint(folder, step):
     policy = folder / "checkpoints" / f"step-{step:06}" / "policy"
     policy.mkdir(parents=True)
     (policy / "config.json").write_text(json.dumps({"step": step}))
+    save_file({"weight": np.full(1, step, np.float32)}, policy / "model.safetensors")
 
 
 def test_the_newest_checkpoint_is_exported(tmp_path):
@@ -190,6 +193,7 @@ def test_the_newest_checkpoint_is_exported(tmp_path):
     done = shell(f"agent-r1 export --run {tmp_path}/run {tmp_path}/out")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"step": 1000000}
+    assert load_file(tmp_path / "out" / "model.safetensors")["weight"] == 1000000
     again = shell(f"agent-r1 export --run {tmp_path}/run {tmp_path}/out")
     assert again.returncode == 2 and "exists already" in again.stderr
 

@@ -246,7 +246,7 @@ def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Pat
             model.save_pretrained(work)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
-        _flush(work)
+        flush_folder(work)
         _replace(work, target)
     except Exception as error:  # safetensors reports a full disk with a type of its own
         raise CheckpointError(
@@ -273,7 +273,8 @@ def _without_progress_bars(path: str | Path) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def _flush(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Force the files of a folder to the disk, and the folder itself."""
     for file in [*folder.iterdir(), folder]:
         handle = os.open(file, os.O_RDONLY)
         try:
