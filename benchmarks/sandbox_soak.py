@@ -203,9 +203,14 @@ def proportional(pid: int) -> float:
 
 def host(services: list[Service]) -> dict[str, int]:
     """What must be the same before and after, when no service runs."""
-    groups = {path for path in Path("/sys/fs/cgroup").glob("**/agent-r1-*") if path.is_dir()}
+    # os.walk takes it in its stride that groups vanish under it.
+    groups = [name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names]
     owners = {f"-{pid}-" for service in services for pid in service.pids}
-    ours = [path for path in groups if any(owner in path.name for owner in owners)]
+    ours = [
+        name
+        for name in groups
+        if name.startswith("agent-r1-") and any(owner in name for owner in owners)
+    ]
     return {
         "mounts": lines("/proc/self/mountinfo"),
         "control_groups": len(ours),
@@ -228,6 +233,8 @@ class Soak:
     faults: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     survivors: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    """Why the watcher or the injector ended early."""
     samples: list[dict[str, object]] = field(default_factory=list)
     slowest: float = 0.0
     struck_allowed: int = 0
@@ -363,7 +370,9 @@ async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
     finally:
         for helper in (*helpers, faults):
             helper.cancel()
-        await asyncio.gather(*helpers, faults, return_exceptions=True)
+        for end in await asyncio.gather(*helpers, faults, return_exceptions=True):
+            if isinstance(end, Exception):
+                soak.broken.append(repr(end))
         client.close()
         for service in services:
             left = await asyncio.to_thread(service.end, signal.SIGTERM)
@@ -431,6 +440,8 @@ def verdict(soak: Soak, facts: dict[str, object]) -> Iterator[str]:
     """What went wrong, if anything did."""
     if soak.tally["wrong"]:
         yield f"{soak.tally['wrong']} wrong results"
+    if soak.broken:
+        yield f"the soak itself broke: {soak.broken}"
     if soak.survivors:
         yield f"processes outlived their service: {soak.survivors[:5]}"
     before, after = facts["before"], facts["after"]

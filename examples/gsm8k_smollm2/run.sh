@@ -28,10 +28,14 @@ if [ ! -e "$OUT/traces/train.jsonl" ]; then
     for word in ${SOURCES:-}; do
         case $word in train=*) raw=(--source "${word#train=}") ;; esac
     done
-    agent-r1 data traces gsm8k "${raw[@]}" --limit 4000 \
+    agent-r1 data traces gsm8k "${raw[@]}" \
         --prompt "$here/prompt.txt" --out "$OUT/traces/all.jsonl"
-    tail -n 128 "$OUT/traces/all.jsonl" >"$OUT/traces/val.jsonl"
-    head -n -128 "$OUT/traces/all.jsonl" >"$OUT/traces/part" && mv "$OUT/traces/part" "$OUT/traces/train.jsonl"
+    # The first part is the cold start's; of the rest, problems of few calculations are RL's.
+    sed -n '3761,3888p' "$OUT/traces/all.jsonl" >"$OUT/traces/val.jsonl"
+    sed -n '3889,$p' "$OUT/traces/all.jsonl" >"$OUT/traces/rest.jsonl"
+    python "$here/easy.py" "$OUT/traces/rest.jsonl" "$OUT/data/train.parquet" "$OUT/data/easy.parquet" 2
+    sed -n '1,3760p' "$OUT/traces/all.jsonl" >"$OUT/traces/part"
+    mv "$OUT/traces/part" "$OUT/traces/train.jsonl"
 fi
 
 evaluate() {
@@ -48,7 +52,7 @@ evaluate cold-start "$OUT/cold-start/policy"
 
 agent-r1 train --config "$here/rl.yaml" \
     actor_rollout_ref.model.path="$OUT/cold-start/policy" \
-    data.train_files="$OUT/data/train.parquet" data.val_files="$OUT/data/test.parquet" \
+    data.train_files="$OUT/data/easy.parquet" data.val_files="$OUT/data/test.parquet" \
     trainer.total_training_steps="$STEPS" trainer.default_local_dir="$OUT/rl"
 evaluate rl "$(ls -d "$OUT"/rl/checkpoints/step-*/policy | tail -n 1)"
 

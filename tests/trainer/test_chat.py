@@ -6,6 +6,7 @@ import os
 import re
 import signal
 
+import pytest
 from model_server import serving
 from rich.console import Console
 
@@ -96,6 +97,15 @@ class PressesCtrlC(Tool):
         return super().step(raw_response)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, even where the tests were started with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_the_answer_and_not_the_conversation():
     out = io.StringIO()
     talk = session([CODE, "It is 1."], PressesCtrlC(), Console(file=out))
@@ -113,6 +123,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation():
     assert [m["content"] for m in talk.history[:1]] == ["second"]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_whole_command_survives_ctrl_c(toy_config, tmp_path):
     """With the real engine, on the toy: the same prompt reads on."""
     out = io.StringIO()
