@@ -128,7 +128,7 @@ def _play(
         )
     click.echo(f"wrote {len(played.traces):,} traces to {out}")
     click.echo(
-        f"  {played.calls:,} programs ran, {played.failed_calls:,} failed and were put right"
+        f"  {played.calls:,} programs ran, {played.failed_calls:,} of them failed and were put right"
     )
     _show_counts("no trace", played.reasons())
     if played.rejected:
