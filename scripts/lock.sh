@@ -12,5 +12,5 @@ compile() {
   sed -i -E 's/^(torch==[0-9.]+)\+[a-z0-9]+/\1/' "$1"
   sed -i -E '/^(agent-r1 @|    # via)/d' "$1"
 }
-compile requirements.lock --extra programs
+compile requirements.lock --extra programs --extra gguf
 compile requirements-dev.lock --extra dev

@@ -127,9 +127,7 @@ def _play(
             )
         )
     click.echo(f"wrote {len(played.traces):,} traces to {out}")
-    click.echo(
-        f"  {played.calls:,} programs ran, {played.failed_calls:,} of them failed and were put right"
-    )
+    click.echo(f"  {played.calls:,} programs ran; {played.failed_calls:,} errors were put right")
     _show_counts("no trace", played.reasons())
     if played.rejected:
         click.echo(f"every row without a trace: {rejected_file(out)}")
