@@ -18,6 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import PercentFormatter
 
 STAGES = (("base", "base model"), ("cold-start", "cold start"), ("rl", "after RL"))
 BLUE, GREEN, ORANGE, GREY = "#2563eb", "#059669", "#ea580c", "#9ca3af"
@@ -102,9 +103,15 @@ def draw(results: dict[str, dict[str, Any]], rl: list[dict[str, Any]], path: Pat
     )
     for axis, title, key, colour, share in panels:
         curve(axis, rl, title, key, colour, share)
-    validation = [(r["step"], v) for r in rl for k, v in r.items() if "accuracy/mean" in k]
+    validation = [
+        (r["step"], v)
+        for r in rl
+        for k, v in r.items()
+        if k.startswith("val-core/") and "accuracy" in k
+    ]
     if validation:
-        axes[0, 1].plot(*zip(*validation, strict=True), "o--", color=ORANGE, label="validation")
+        points = zip(*validation, strict=True)
+        axes[0, 1].plot(*points, "o--", color=ORANGE, label="held-out problems, greedy")
         axes[0, 1].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
@@ -132,6 +139,7 @@ def curve(
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
         axis.plot(steps, smooth(values), color=colour, linewidth=2)
     axis.set_title(title, fontsize=10)
+    axis.set_ylim(bottom=0)
     axis.set_xlabel("step of reinforcement learning", fontsize=8)
     tidy(axis, share=share)
 
@@ -140,7 +148,7 @@ def tidy(axis: Any, *, share: bool) -> None:
     axis.grid(axis="y", color="#e5e7eb")
     axis.spines[["top", "right"]].set_visible(False)
     if share:
-        axis.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 if __name__ == "__main__":
