@@ -26,7 +26,7 @@ _MILLISECONDS = 1000
 _KILL_MILLISECONDS = 5
 _WATCH_SECONDS = 0.05
 """How often the memory of a tree is sampled, beginning with its second such interval."""
-_INTERRUPT_SECONDS = 0.05
+_INTERRUPT_SECONDS = 0.5
 """How long a session has to answer an interrupt before it is killed."""
 
 
