@@ -74,9 +74,12 @@ class CheckpointStore:
         return found[-1] if found else None
 
     def _prune(self) -> None:
+        """Remove older checkpoints: out of the list by renaming first, so that none is torn."""
+        for rest in self.folder.glob(".old-*"):
+            shutil.rmtree(rest, ignore_errors=True)
         if self._keep is not None:
             for path in self.list()[: -self._keep]:
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(_moved_aside(path), ignore_errors=True)
 
 
 def step_of(path: Path) -> int:
@@ -114,6 +117,14 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _moved_aside(path: Path) -> Path:
+    old = path.with_name(f".old-{path.name}")
+    try:
+        return path.rename(old)
+    except OSError:
+        return path
 
 
 def _replace_folder(draft: Path, final: Path) -> None:
