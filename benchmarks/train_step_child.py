@@ -300,41 +300,42 @@ def run_trl(job: Job, meter: Meter) -> dict[str, Any]:
                 meter.warm()
 
     meter.no_model_yet()
-    steps = max(1, len(rows) // shape.micro_rows)
-    bf16 = job.precision == "bfloat16"
     with tempfile.TemporaryDirectory() as output:
-        arguments = GRPOConfig(
-            output_dir=output,
-            per_device_train_batch_size=min(len(rows), shape.micro_rows),
-            gradient_accumulation_steps=steps,
-            num_generations=shape.siblings,
-            max_steps=job.updates + 1,
-            learning_rate=1e-6,
-            lr_scheduler_type="constant",
-            max_grad_norm=1.0,
-            logging_steps=1,
-            report_to="none",
-            use_cpu=job.device == "cpu",
-            bf16=bf16,
-            beta=0.0,
-            temperature=1.0,
-            gradient_checkpointing=job.checkpointing,
-            save_strategy="no",
-            disable_tqdm=True,
-            shuffle_dataset=False,
-        )
         model = AutoModelForCausalLM.from_pretrained(job.folder, dtype=torch.float32)
         trainer = Fixed(
             model=model,
             processing_class=AutoTokenizer.from_pretrained(job.folder),
             reward_funcs=lambda completions, **kwargs: [0.0] * len(completions),
-            args=arguments,
+            args=GRPOConfig(output_dir=output, **trl_settings(job, shape, len(rows))),
             train_dataset=Dataset.from_list([{"prompt": "w3"}] * len(rows) * (job.updates + 1)),
             callbacks=[Timer()],
         )
         trainer.train()
     logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     return meter.result(float(logged[0]))
+
+
+def trl_settings(job: Job, shape: Shape, rows: int) -> dict[str, Any]:
+    """What makes GRPOTrainer do one optimizer step of plain GRPO per update, and no more."""
+    return {
+        "per_device_train_batch_size": min(rows, shape.micro_rows),
+        "gradient_accumulation_steps": max(1, rows // shape.micro_rows),
+        "num_generations": shape.siblings,
+        "max_steps": job.updates + 1,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": job.device == "cpu",
+        "bf16": job.precision == "bfloat16",
+        "beta": 0.0,
+        "temperature": 1.0,
+        "gradient_checkpointing": job.checkpointing,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "shuffle_dataset": False,
+    }
 
 
 def trl_inputs(rows: list[Row], device: str) -> dict[str, Any]:

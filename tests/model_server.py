@@ -27,6 +27,106 @@ class _Http(ThreadingHTTPServer):
     daemon_threads = True
 
 
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        if self.path != "/v1/models":
+            return self.answer(404, {"detail": "Not Found"})
+        if not self.allowed():
+            return None
+        if self.server.model.models is None:
+            return self.answer(404, {"detail": "Not Found"})
+        return self.answer(200, {"data": [{"id": name} for name in self.server.model.models]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self.allowed():
+            return
+        with self.server.model._lock:
+            self.server.model.requests.append((self.path, body))
+            self.server.model.in_flight += 1
+            self.server.model.most_in_flight = max(
+                self.server.model.most_in_flight, self.server.model.in_flight
+            )
+        try:
+            self.complete(body)
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+        finally:
+            with self.server.model._lock:
+                self.server.model.in_flight -= 1
+
+    def complete(self, body):
+        chat = self.path == "/v1/chat/completions"
+        if not chat and self.path != "/v1/completions":
+            return self.answer(404, {"detail": "Not Found"})
+        try:
+            said = self.server.model.script(body)
+        except Refuses as no:
+            error = {"error": {"message": no.message}}
+            return self.answer(no.status, error, **no.headers)
+        except Breaks as end:
+            self.begin()
+            self.pieces(end.text, chat)
+            self.close_connection = True
+            return self.connection.close()
+        text, reason = said if isinstance(said, tuple) else (said, "stop")
+        self.begin()
+        count = self.pieces(text, chat)
+        self.event({"choices": [{"index": 0, "text": "", "finish_reason": reason}]})
+        self.event({"choices": [], "usage": {"completion_tokens": count}})
+        self.chunk(b"data: [DONE]\n\n")
+        self.chunk(b"")
+        return None
+
+    def pieces(self, text, chat):
+        cuts = range(0, len(text), self.server.model.piece)
+        for at in cuts:
+            piece = text[at : at + self.server.model.piece]
+            choice = {"delta": {"content": piece}} if chat else {"text": piece}
+            if self.server.model.ids is not None and body_wants_ids(
+                self.server.model.requests[-1][1]
+            ):
+                choice["token_ids"] = self.server.model.ids(piece)
+            self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
+            self.server.model.pieces_sent += 1
+        return len(cuts)
+
+    def allowed(self):
+        if (
+            self.server.model.key is None
+            or self.headers["Authorization"] == f"Bearer {self.server.model.key}"
+        ):
+            return True
+        self.answer(401, {"error": {"message": "bad key"}})
+        return False
+
+    def answer(self, status, value, **headers):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        for name, header in headers.items():
+            self.send_header(name.replace("_", "-"), header)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def begin(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+
+    def event(self, value):
+        self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
+
+    def chunk(self, data):
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
 class ModelServer:
     """``script(body)`` returns the whole text that the model would write, or raises.
 
@@ -40,7 +140,8 @@ class ModelServer:
         self.in_flight = self.most_in_flight = 0
         self.pieces_sent = 0
         self._lock = threading.Lock()
-        self._http = _Http(("127.0.0.1", 0), self._handler())
+        self._http = _Http(("127.0.0.1", 0), _Handler)
+        self._http.model = self
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
 
     @property
@@ -56,101 +157,6 @@ class ModelServer:
             self._http.shutdown()
             self._thread.join()
             self._http.server_close()
-
-    def _handler(server):
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_GET(self):
-                if self.path != "/v1/models":
-                    return self.answer(404, {"detail": "Not Found"})
-                if not self.allowed():
-                    return None
-                if server.models is None:
-                    return self.answer(404, {"detail": "Not Found"})
-                return self.answer(200, {"data": [{"id": name} for name in server.models]})
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                if not self.allowed():
-                    return
-                with server._lock:
-                    server.requests.append((self.path, body))
-                    server.in_flight += 1
-                    server.most_in_flight = max(server.most_in_flight, server.in_flight)
-                try:
-                    self.complete(body)
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True
-                finally:
-                    with server._lock:
-                        server.in_flight -= 1
-
-            def complete(self, body):
-                chat = self.path == "/v1/chat/completions"
-                if not chat and self.path != "/v1/completions":
-                    return self.answer(404, {"detail": "Not Found"})
-                try:
-                    said = server.script(body)
-                except Refuses as no:
-                    error = {"error": {"message": no.message}}
-                    return self.answer(no.status, error, **no.headers)
-                except Breaks as end:
-                    self.begin()
-                    self.pieces(end.text, chat)
-                    self.close_connection = True
-                    return self.connection.close()
-                text, reason = said if isinstance(said, tuple) else (said, "stop")
-                self.begin()
-                count = self.pieces(text, chat)
-                self.event({"choices": [{"index": 0, "text": "", "finish_reason": reason}]})
-                self.event({"choices": [], "usage": {"completion_tokens": count}})
-                self.chunk(b"data: [DONE]\n\n")
-                self.chunk(b"")
-                return None
-
-            def pieces(self, text, chat):
-                cuts = range(0, len(text), server.piece)
-                for at in cuts:
-                    piece = text[at : at + server.piece]
-                    choice = {"delta": {"content": piece}} if chat else {"text": piece}
-                    if server.ids is not None and body_wants_ids(server.requests[-1][1]):
-                        choice["token_ids"] = server.ids(piece)
-                    self.event({"choices": [{"index": 0, "finish_reason": None, **choice}]})
-                    server.pieces_sent += 1
-                return len(cuts)
-
-            def allowed(self):
-                if server.key is None or self.headers["Authorization"] == f"Bearer {server.key}":
-                    return True
-                self.answer(401, {"error": {"message": "bad key"}})
-                return False
-
-            def answer(self, status, value, **headers):
-                data = json.dumps(value).encode()
-                self.send_response(status)
-                for name, header in headers.items():
-                    self.send_header(name.replace("_", "-"), header)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def begin(self):
-                self.send_response(200)
-                self.send_header("Content-Type", "text/event-stream")
-                self.send_header("Transfer-Encoding", "chunked")
-                self.end_headers()
-
-            def event(self, value):
-                self.chunk(b"data: " + json.dumps(value).encode() + b"\n\n")
-
-            def chunk(self, data):
-                self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
-
-        return Handler
 
 
 def body_wants_ids(body):

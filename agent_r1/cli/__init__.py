@@ -65,7 +65,7 @@ def quickstart(file: Path | None, overrides: Sequence[str]) -> None:
 
 @cli.command(
     examples=r"""
-agent-r1 train --config recipes/retool.yaml
+agent-r1 train --config run.yaml
 agent-r1 train actor_rollout_ref.model.path=./model data.train_files=train.parquet \
     actor_rollout_ref.rollout.stop='["</code>"]' algorithm.adv_estimator=gae
 agent-r1 train --config run.yaml --print-config trainer.seed=3
@@ -220,8 +220,6 @@ def export(
     (model_world_size_N_rank_R.pt) and folders of torch.distributed.checkpoint.
     """
     source = _export_source(run, checkpoint)
-    if target.exists():
-        raise ConfigError(f"{target} exists already; name a folder that does not")
     from agent_r1.models.export import export_model
 
     export_model(source, target, dtype=dtype, max_shard_size=max_shard_size, base=base)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -59,22 +60,14 @@ agent-r1 data traces gsm8k --source train.jsonl --out traces.jsonl --prompt my_p
 """
 )
 @from_annotations
-def gsm8k(
-    files: tuple[Path, ...],
-    out: Path,
-    prompt: str,
-    system: str | None,
-    limit: int | None,
-    file: Path | None,
-    overrides: Sequence[str],
-) -> None:
+def gsm8k(files: tuple[Path, ...], **chosen: Any) -> None:
     """GSM8K's calculator annotations as programs (downloaded unless --source is given)."""
     if not files:
         from agent_r1.data.prepare.catalogue import SOURCES
         from agent_r1.data.prepare.download import Downloader
 
         files = (Downloader().fetch(SOURCES["gsm8k"].train)[0],)
-    _play("gsm8k", files, out, prompt, system, limit, file, overrides)
+    _play("gsm8k", files, **chosen)
 
 
 @traces.command(
@@ -83,19 +76,11 @@ agent-r1 data traces mathcoder --source correct.jsonl --out traces.jsonl
 """
 )
 @from_annotations
-def mathcoder(
-    files: tuple[Path, ...],
-    out: Path,
-    prompt: str,
-    system: str | None,
-    limit: int | None,
-    file: Path | None,
-    overrides: Sequence[str],
-) -> None:
+def mathcoder(files: tuple[Path, ...], **chosen: Any) -> None:
     """Solutions in MathCoder's format of text, code and execution blocks."""
     if not files:
         raise ConfigError("give at least one --source FILE.jsonl")
-    _play("mathcoder", files, out, prompt, system, limit, file, overrides)
+    _play("mathcoder", files, **chosen)
 
 
 def _play(

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ STATE_FILE = "state.pt"
 POLICY_FOLDER = "policy"
 
 _NAME = re.compile(r"step-(\d{6,})")
+_OLD = ".old-"
+"""Prefix of a checkpoint that is being removed."""
 
 
 class CheckpointStore:
@@ -74,12 +77,12 @@ class CheckpointStore:
         return found[-1] if found else None
 
     def _prune(self) -> None:
-        """Remove older checkpoints: out of the list by renaming first, so that none is torn."""
-        for rest in self.folder.glob(".old-*"):
-            shutil.rmtree(rest, ignore_errors=True)
+        """Remove older checkpoints, and what a kill left of such a removal."""
         if self._keep is not None:
             for path in self.list()[: -self._keep]:
-                shutil.rmtree(_moved_aside(path), ignore_errors=True)
+                _move_aside(path)
+        for rest in self.folder.glob(f"{_OLD}*"):
+            shutil.rmtree(rest, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:
@@ -97,7 +100,8 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged file makes the unpickler stumble anywhere
         raise CheckpointError(
             f"cannot read {path / STATE_FILE}: {error}. Choose another checkpoint with "
-            "trainer.resume_mode=PATH, or start anew with trainer.resume_mode=disable."
+            "trainer.resume_mode=resume_path trainer.resume_from_path=FOLDER, or start anew with "
+            "trainer.resume_mode=disable."
         ) from error
     assert isinstance(state, dict)
     return state
@@ -119,20 +123,17 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _moved_aside(path: Path) -> Path:
-    old = path.with_name(f".old-{path.name}")
-    try:
-        return path.rename(old)
-    except OSError:
-        return path
+def _move_aside(path: Path) -> None:
+    """Take a folder out of the list in one step: removing it file by file could be killed."""
+    old = path.with_name(f"{_OLD}{path.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    with suppress(OSError):  # then it stays, whole
+        path.rename(old)
 
 
 def _replace_folder(draft: Path, final: Path) -> None:
     """Rename, moving an older folder of that name (a repeated step) out of the way first."""
-    old = final.with_name(f".old-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        final.rename(old)
+        _move_aside(final)
     draft.rename(final)
     _sync(final.parent)
-    shutil.rmtree(old, ignore_errors=True)

@@ -148,8 +148,7 @@ class CreditAssigner:
         )
         result = self._advantages(inputs)
         metrics |= _summary(trained, result.advantages, result.returns, values)
-        weights = self._weights(trained, recomputed, metrics)
-        trained = self._trusted(trained, recomputed, metrics)
+        trained, weights = self._correct(trained, recomputed, metrics)
         return Credit(trained, old, result.advantages, result.returns, weights, metrics)
 
     def state_dict(self) -> dict[str, Any]:
@@ -167,43 +166,28 @@ class CreditAssigner:
         metrics |= {"actor/reward_kl_penalty": kl.mean_kl, "actor/reward_kl_penalty_coeff": coef}
         return kl.token_reward
 
-    def _weights(
+    def _correct(
         self, batch: Batch, recomputed: Tensor | None, metrics: dict[str, float]
-    ) -> Tensor | None:
-        """Bypassing folds the engine's error into the PPO ratio: no weights then."""
+    ) -> tuple[Batch, Tensor | None]:
+        """The batch that is trained on, and weights ``[B, T]`` for its tokens, if any."""
         correction = self._config.rollout_correction
-        if not self._corrected or correction.mode == "drop" or recomputed is None:
-            return None
-        weights = importance_weights(
-            recomputed,
-            batch.behavior_logprobs,
-            batch.loss_mask,
-            level=correction.rollout_is,
-            mode=correction.mode,
-            upper=correction.rollout_is_threshold,
-            lower=correction.rollout_is_threshold_lower,
-            trajectory_id=batch.trajectory_id,
-        )
+        if not self._corrected or recomputed is None:
+            return batch, None
+        differing = (recomputed, batch.behavior_logprobs, batch.loss_mask)
+        bounds: dict[str, Any] = {
+            "level": correction.rollout_is,
+            "upper": correction.rollout_is_threshold,
+            "lower": correction.rollout_is_threshold_lower,
+            "trajectory_id": batch.trajectory_id,
+        }
+        if correction.mode == "drop":
+            kept = trusted_mask(*differing, **bounds)
+            share = masked_mean(kept.to(batch.reward.dtype), batch.loss_mask)
+            metrics["training/rollout_is_dropped"] = 1.0 - float(share)
+            return dataclasses.replace(batch, loss_mask=kept), None
+        weights = importance_weights(*differing, mode=correction.mode, **bounds)
         metrics["training/rollout_is_mean"] = float(masked_mean(weights, batch.loss_mask))
-        return weights
-
-    def _trusted(self, batch: Batch, recomputed: Tensor | None, metrics: dict[str, float]) -> Batch:
-        """The batch without what is too far off-policy, denominators included."""
-        correction = self._config.rollout_correction
-        if not self._corrected or correction.mode != "drop" or recomputed is None:
-            return batch
-        kept = trusted_mask(
-            recomputed,
-            batch.behavior_logprobs,
-            batch.loss_mask,
-            level=correction.rollout_is,
-            lower=correction.rollout_is_threshold_lower,
-            upper=correction.rollout_is_threshold,
-            trajectory_id=batch.trajectory_id,
-        )
-        share = masked_mean(kept.to(batch.reward.dtype), batch.loss_mask)
-        metrics["training/rollout_is_dropped"] = 1.0 - float(share)
-        return dataclasses.replace(batch, loss_mask=kept)
+        return batch, weights
 
 
 _CUT_SHORT = ("turn_limit", "length", "context", "timeout")

@@ -24,8 +24,8 @@ SOURCE = "gsm8k"
 
 _NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?|\.\d+"
 _ANNOTATION = re.compile(
-    r"(?P<spoken>(?:(?<![A-Za-z])[\d.,()$€£%\s+\-*/\u00d7\u00f7xX]*=\s*)?)"
-    r"(?P<unit>[$€£]?)\s*"
+    r"(?:(?<![A-Za-z])[\d.,()$€£%\s+\-*/\u00d7\u00f7xX]*=\s*)?"
+    r"[$€£]?\s*"
     r"<<(?P<expression>[^=<>]*)=(?P<result>[^<>]*)>>"
     rf"\s*(?P<shown>{_NUMBER})?"
 )

@@ -45,7 +45,7 @@ class TransformersRunner:
         except (AttributeError, ValueError) as error:
             raise EngineError(
                 f"{type(twin).__name__} does not let its attention be replaced ({error}); "
-                "use a model class of transformers with the attention interface, or vLLM"
+                "use a model class of transformers that has the attention interface"
             ) from error
 
     def forward(self, batch: StepBatch) -> Tensor:
@@ -87,7 +87,7 @@ class Twin:
         if unsupported:
             raise EngineError(
                 f"{type(model).__name__} has layers of type {', '.join(unsupported)}, which the "
-                "embedded engine does not run; set actor_rollout_ref.rollout.name=vllm"
+                "embedded engine does not run; use a model with full or sliding-window attention"
             )
         shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
         shared.update({id(tensor): tensor for tensor in model.buffers()})
@@ -182,7 +182,7 @@ def _slot_attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: ``[1, H, T, D]`` in, ``[1, T, H, D]`` out."""
     if others.get("s_aux") is not None:
-        raise EngineError("attention sinks are not supported by the embedded engine; use vLLM")
+        raise EngineError("the embedded engine has no attention sinks; use another model")
     batch: StepBatch = _current.batch
     out = batch.attend(
         module.layer_idx,
