@@ -79,6 +79,8 @@ class ModelConfig(Section):
     """Run Python code that comes with the model folder. It is not sandboxed."""
     enable_gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    custom_chat_template: str | None = None
+    """Chat template in place of the tokenizer's: a Jinja file, or the text of a template."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for example ``{enable_thinking: false}``."""
 

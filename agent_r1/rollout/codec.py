@@ -10,32 +10,41 @@ history (Qwen3's removes earlier thinking).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
-from agent_r1.errors import TemplateError
+from agent_r1.config.policy import ModelConfig
+from agent_r1.errors import ConfigError, TemplateError
+from agent_r1.models.load import load_tokenizer
 from agent_r1.types import Completion, Finish, Task
 
 _PROBE = ({"role": "user", "content": "probe"},)
+_DIRECTIVES = [f"%{letter}" for letter in ("-d", "-m", *"dmbByYaAjHIpMS")]
 
 
 class Codec:
     """Renders prompts, decodes completions, encodes observations for one tokenizer.
 
-    ``chat_template_kwargs`` go to the template (``enable_thinking=False`` for Qwen3).
+    ``chat_template_kwargs`` go to the template (``enable_thinking=False`` for Qwen3). Templates
+    that write the present date (Llama 3.1 and later) always see the same one, as a run that
+    is resumed tomorrow must see the prompts of today; their ``date_string`` sets another.
     """
 
     def __init__(
         self, tokenizer: Any, *, chat_template_kwargs: Mapping[str, Any] | None = None
     ) -> None:
         self.tokenizer = tokenizer
-        self._template_kwargs = dict(chat_template_kwargs or {})
-        self._eos_ids = eos_token_ids(tokenizer)
+        self._template_kwargs = {**_fixed_day(tokenizer), **(chat_template_kwargs or {})}
+        self._ends = end_token_ids(tokenizer)
+        self._lead = _lead_of(tokenizer)
+        self._lead_text = self._decode(self._lead)
 
     @property
     def pad_id(self) -> int:
         """Any id will do for padding: masks and lengths never look at it."""
         pad = self.tokenizer.pad_token_id
-        return int(pad) if pad is not None else min(self._eos_ids, default=0)
+        return int(pad) if pad is not None else min(self._ends, default=0)
 
     def render(self, task: Task) -> tuple[int, ...]:
         """Token ids of a task's prompt, ready to be continued by the model.
@@ -48,20 +57,35 @@ class Codec:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled ids, exactly, control tokens included."""
+        return self._decode([*self._lead, *token_ids]).removeprefix(self._lead_text)
+
+    def encode_text(self, text: str, *, plain: bool = False) -> tuple[int, ...]:
+        """Ids of text that continues a context: nothing is put before it.
+
+        Tokenizers of the SentencePiece kind (Llama 2, Yi) begin every text with a space of
+        their own, which belongs at the beginning of a document only. With ``plain``, text
+        that spells a control token is encoded as the characters it consists of.
+        """
+        ids = self.tokenizer.encode(
+            self._lead_text + text, add_special_tokens=False, split_special_tokens=plain
+        )
+        return tuple(ids[len(self._lead) :])
+
+    def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(
-            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         return text
 
     def text_of(self, completion: Completion) -> str:
         """What an environment sees of a completion.
 
-        The end-of-sequence token is not text. A stop string may end inside a token: the
+        The token that ended it is not text. A stop string may end inside a token: the
         text ends right after it, whatever else that token carried; the token itself
         stays in the trajectory whole.
         """
         ids = completion.token_ids
-        if completion.finish is Finish.EOS and ids and ids[-1] in self._eos_ids:
+        if completion.finish is Finish.EOS and ids and ids[-1] in self._ends:
             return self.decode(ids[:-1])
         text = self.decode(ids)
         if completion.stop is not None:
@@ -77,12 +101,7 @@ class Codec:
         markup of further chat turns itself asks for ``control_tokens`` and is then
         responsible for neutralising the tool's part.
         """
-        if not text:
-            return ()
-        ids = self.tokenizer.encode(
-            text, add_special_tokens=False, split_special_tokens=not control_tokens
-        )
-        return tuple(ids)
+        return self.encode_text(text, plain=not control_tokens) if text else ()
 
     def check_template(self) -> None:
         """Fail early where cold start and rollouts would see different contexts.
@@ -115,14 +134,64 @@ class Codec:
         except Exception as error:  # templates are programs: jinja raises what it likes
             raise TemplateError(
                 f"the tokenizer's chat template cannot render {list(messages)!r}: {error}. "
-                "A model without a template takes prompts as plain text (a string)."
+                "A model without a template takes prompts as plain text (a string); "
+                "actor_rollout_ref.model.custom_chat_template=FILE gives it one"
             ) from error
         return tuple(ids)
 
 
-def eos_token_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids that end a completion according to the tokenizer (there may be none)."""
+def open_codec(model: ModelConfig) -> Codec:
+    """The codec of a configured model. Raises :class:`ModelError` and :class:`ConfigError`."""
+    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
+    if model.custom_chat_template:
+        tokenizer.chat_template = _template_text(model.custom_chat_template)
+    return Codec(tokenizer, chat_template_kwargs=model.chat_template_kwargs)
+
+
+def _template_text(given: str) -> str:
+    if "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"model.custom_chat_template={given} cannot be read: {error}. Give a file with a "
+            "Jinja template, or the template itself"
+        ) from error
+
+
+def end_token_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids that may end a completion: every control token, the end of sequence first.
+
+    A model's generation config often names more ends than its tokenizer does (Gemma 3
+    ends its turns with ``<end_of_turn>``, its tokenizer says ``<eos>``).
+    """
     eos = tokenizer.eos_token_id
-    if eos is None:
-        return frozenset()
-    return frozenset(eos) if isinstance(eos, list | tuple | set) else frozenset({int(eos)})
+    named = eos if isinstance(eos, list | tuple | set) else () if eos is None else (eos,)
+    known = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(map(int, named)) | {
+        int(index) for index, token in known.items() if token.special
+    }
+
+
+def _fixed_day(tokenizer: Any) -> dict[str, str]:
+    """The tokenizer's template with a fixed date in the place of today's, if it asks for that."""
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return {}
+    day = datetime(2024, 7, 26)  # what Llama 3's own takes where there is no clock
+    shown = "".join(f"|replace({part!r}, {day.strftime(part)!r})" for part in _DIRECTIVES)
+    clock = f"{{%- macro strftime_now(format) -%}}{{{{ format{shown} }}}}{{%- endmacro -%}}"
+    return {"chat_template": clock + template}
+
+
+def _lead_of(tokenizer: Any) -> tuple[int, ...]:
+    """Ids to encode and decode after, so that text reads as it does inside a context.
+
+    Empty where that makes no difference.
+    """
+    alone, line, both = (
+        tokenizer.encode(text, add_special_tokens=False) for text in ("a", "\n", "\na")
+    )
+    inside = both[len(line) :]
+    return tuple(line) if both[: len(line)] == line and inside != alone else ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from agent_r1.rollout.codec import Codec, eos_token_ids
+from agent_r1.rollout.codec import Codec, end_token_ids
 from agent_r1.types import Turn
 
 
@@ -33,7 +33,7 @@ class TextStream:
 
     def __init__(self, codec: Codec, stops: Sequence[str], show: Callable[[str], None]) -> None:
         self._codec = codec
-        self._eos_ids = eos_token_ids(codec.tokenizer)
+        self._ends = end_token_ids(codec.tokenizer)
         self._stops = [stop for stop in stops if stop]
         self._show = show
         self._ids: list[int] = []
@@ -50,7 +50,7 @@ class TextStream:
         self._ids += ids
         if self._over or not self._ids:
             return
-        end = len(self._ids) - (self._ids[-1] in self._eos_ids)
+        end = len(self._ids) - (self._ids[-1] in self._ends)
         before = self._codec.decode(self._ids[self._start : self._read])
         after = self._codec.decode(self._ids[self._start : end])
         if after.endswith("\N{REPLACEMENT CHARACTER}"):  # perhaps half of a character

@@ -20,13 +20,13 @@ from agent_r1.config.schema import Config, RewardConfig, SandboxConfig, ToolConf
 from agent_r1.data.loader import TaskLoader
 from agent_r1.data.sources import load_configured, split_overlong
 from agent_r1.errors import ConfigError, DataError
-from agent_r1.models.load import check_vocabulary, load_model, load_tokenizer
+from agent_r1.models.load import check_vocabulary, load_model
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
 from agent_r1.registry import import_path
 from agent_r1.reward.grader import Grader
 from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
-from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
 from agent_r1.rollout.group import GroupRunner, Scorer
@@ -74,16 +74,15 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     )
     resume_from = checkpoint_to_resume(config, checkpoints)
     model_config = config.actor_rollout_ref.model
-    tokenizer = load_tokenizer(model_config.path, trust_remote_code=model_config.trust_remote_code)
-    codec = Codec(tokenizer, chat_template_kwargs=model_config.chat_template_kwargs)
+    codec = open_codec(model_config)
     codec.check_template()
     loader, held_out = _load_data(config, codec)
     steps = config.trainer.total_training_steps or (
         config.trainer.total_epochs * loader.batches_per_epoch
     )
     run = stack.enter_context(RunFolder.open(config))
-    worker = build_worker(config, credit, tokenizer, steps)
-    engine = build_engine(config, worker.policy, tokenizer)
+    worker = build_worker(config, credit, codec.tokenizer, steps)
+    engine = build_engine(config, worker.policy, codec.tokenizer)
     sampling = train_sampling(config, env)
     groups = GroupRunner(
         AgentLoop(engine, codec, env, loop_limits(config)),

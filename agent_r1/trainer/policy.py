@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError
-from agent_r1.models.load import check_vocabulary, load_tokenizer
-from agent_r1.rollout.codec import Codec
+from agent_r1.models.load import check_vocabulary
+from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines.openai_text import CharacterTokenizer, MessageCodec
 from agent_r1.tool.base import BaseToolEnv
@@ -35,7 +35,7 @@ def open_policy(config: Config, env: BaseToolEnv) -> OpenedPolicy:
     if config.actor_rollout_ref.rollout.name == "openai":
         return _served(config, env)
     roles = config.actor_rollout_ref
-    codec = _local_codec(config)
+    codec = open_codec(config.actor_rollout_ref.model)
 
     def build_engine() -> Engine:
         model = build.model_loader(config)(roles.model.path)
@@ -43,12 +43,6 @@ def open_policy(config: Config, env: BaseToolEnv) -> OpenedPolicy:
         return build.build_engine(config, model, codec.tokenizer)
 
     return OpenedPolicy(roles.model.path, codec, True, roles.rollout.max_concurrency, build_engine)
-
-
-def _local_codec(config: Config) -> Codec:
-    model = config.actor_rollout_ref.model
-    tokenizer = load_tokenizer(model.path, trust_remote_code=model.trust_remote_code)
-    return Codec(tokenizer, chat_template_kwargs=model.chat_template_kwargs)
 
 
 def _served(config: Config, env: BaseToolEnv) -> OpenedPolicy:
@@ -79,7 +73,7 @@ def _served(config: Config, env: BaseToolEnv) -> OpenedPolicy:
 def _codec_for(config: Config, env: BaseToolEnv, chat: bool) -> Codec:
     if not chat:
         if config.actor_rollout_ref.model.path:
-            return _local_codec(config)
+            return open_codec(config.actor_rollout_ref.model)
         return Codec(CharacterTokenizer(chat=False))
     if env.control_tokens:
         raise ConfigError(

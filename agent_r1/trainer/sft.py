@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from agent_r1.config.sft import SftConfig
 from agent_r1.data.batch import token_budget_batches
 from agent_r1.errors import ConfigError, ModelError
-from agent_r1.models.load import check_vocabulary, load_model, load_tokenizer, save_model
+from agent_r1.models.load import check_vocabulary, load_model, save_model
 from agent_r1.models.logprobs import token_logprobs
-from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.codec import open_codec
 from agent_r1.trainer.build import pick_device
 from agent_r1.trainer.checkpoint import POLICY_FOLDER, CheckpointStore, load_state, step_of
 from agent_r1.trainer.interrupt import StopRequest
@@ -298,8 +298,7 @@ def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
         torch.set_num_threads(trainer.num_threads)
     store = CheckpointStore(trainer.run_dir / CHECKPOINTS)
     resume = store.latest() if trainer.resume_mode == "auto" else None
-    tokenizer = load_tokenizer(config.model.path, trust_remote_code=config.model.trust_remote_code)
-    codec = Codec(tokenizer, chat_template_kwargs=config.model.chat_template_kwargs)
+    codec = open_codec(config.model)
     examples, encoded = training_source(config, codec)
     validation, val_encoded = validation_examples(config.data, codec)
     monitor = monitor or SilentMonitor()
@@ -309,10 +308,10 @@ def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
                 f"{count.dropped} {name} traces are longer than data.max_length and left out"
             )
     model = _load_trainable(config)
-    check_vocabulary(model, tokenizer)
+    check_vocabulary(model, codec.tokenizer)
     if resume is not None:
         monitor.announce(f"continuing from step {step_of(resume)}")
-    parts = SftParts(model, tokenizer, examples, validation, monitor)
+    parts = SftParts(model, codec.tokenizer, examples, validation, monitor)
     return SftTrainer(config, parts).fit(resume)
 
 

@@ -67,7 +67,7 @@ def encode_trace(trace: Trace, codec: Codec) -> Example:
     mask = [False] * len(ids)
     for segment in trace.segments:
         if segment.author is Author.MODEL:
-            part = codec.tokenizer.encode(segment.text, add_special_tokens=False)
+            part = codec.encode_text(segment.text)
         else:
             part = codec.encode_observation(segment.text)
         ids += part

@@ -3,8 +3,8 @@
 import pytest
 
 from agent_r1.config.load import load_config
-from agent_r1.errors import TemplateError
-from agent_r1.rollout.codec import Codec
+from agent_r1.errors import ConfigError, TemplateError
+from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.testing import byte_tokenizer
 from agent_r1.types import Completion, Finish, Outcome, Task, Trajectory, Turn
 
@@ -151,3 +151,36 @@ def test_what_the_agent_loop_appends_keeps_thoughts_whatever_the_template():
     context = first.next_prompt_ids + made.encode_observation("\n<interpreter>42</interpreter>\n")
     assert "use the tool" in made.decode(context)
     assert context[: len(first.prompt_ids)] == first.prompt_ids
+
+
+DATED = (
+    "{% if date_string is not defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%A %d %b %Y') %}{% else %}"
+    "{% set date_string = 'no clock' %}{% endif %}{% endif %}Today: {{ date_string }}\n" + QWEN2
+)
+
+
+def test_a_template_with_a_clock_writes_the_same_prompt_every_day():
+    made = codec(DATED)
+    made.check_template()
+    assert rendered(DATED, USER).startswith("Today: Friday 26 Jul 2024\n<|im_start|>")
+    assert rendered(DATED, USER, date_string="1 May").startswith("Today: 1 May\n")
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_a_model_without_a_template_is_given_one(tmp_path, as_file):
+    folder = tmp_path / "model"
+    byte_tokenizer(extra_tokens=MARKUP, chat_template=None).save_pretrained(folder)
+    given = tmp_path / "gemma.jinja"
+    given.write_text(GEMMA)
+    key = "actor_rollout_ref.model."
+    bare = load_config(None, [f"{key}path={folder}"], environ={}).actor_rollout_ref.model
+    with pytest.raises(TemplateError, match="custom_chat_template"):
+        open_codec(bare).render(Task("t", (USER,)))
+    template = given if as_file else GEMMA
+    dressed = bare.model_copy(update={"custom_chat_template": str(template)})
+    made = open_codec(dressed)
+    assert made.decode(made.render(Task("t", (USER,)))).startswith("<bos><start_of_turn>user\n6")
+    missing = bare.model_copy(update={"custom_chat_template": str(tmp_path / "none.jinja")})
+    with pytest.raises(ConfigError, match=r"none\.jinja cannot be read"):
+        open_codec(missing)

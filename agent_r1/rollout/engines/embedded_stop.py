@@ -105,16 +105,14 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
 
     Byte-level, byte-fallback/metaspace and word-piece vocabularies are told apart by the
     tokenizer's decoder; without one, tokens are words that decoding joins with spaces.
-    Added tokens stand for their literal content. Ids without a token give no bytes.
+    Added tokens go the same way (Gemma's runs of spaces are such). Ids without a token give
+    no bytes.
     """
     convert = _converter(tokenizer)
     result = [b""] * vocab_size
     for token, index in tokenizer.get_vocab().items():
         if 0 <= index < vocab_size:
             result[index] = convert(token)
-    for index, added in tokenizer.added_tokens_decoder.items():
-        if 0 <= int(index) < vocab_size:
-            result[int(index)] = str(added).encode()
     return result
 
 
