@@ -59,7 +59,7 @@ def writing(command: Command) -> Command:
             default="retool",
             show_default=True,
             metavar="STYLE|FILE",
-            help="retool, plain, bare, or a text file with {question} in it.",
+            help="retool, retool_session, plain, bare, or a text file with {question} in it.",
         ),
         click.option("--local-dir", required=True, type=folder, help="Folder for the files."),
     ):

@@ -50,10 +50,10 @@ agent-r1 sft --config "$here/cold_start.yaml" model.path="$MODEL" \
     trainer.default_local_dir="$OUT/cold-start"
 evaluate cold-start "$OUT/cold-start/policy"
 
-# Which of 700 easy problems does the policy solve at least once in two? RL takes these.
+# Which of the easy problems does the policy solve at least once in four? RL takes these.
 agent-r1 eval --config "$here/rl.yaml" --checkpoint "$OUT/cold-start/policy" --out "$OUT/samples" \
-    data.val_files="$OUT/data/easy.parquet" data.val_max_samples=700 data.max_response_length=128 \
-    actor_rollout_ref.rollout.val_kwargs.n=2 actor_rollout_ref.rollout.val_kwargs.temperature=0.8
+    data.val_files="$OUT/data/easy.parquet" data.val_max_samples=null data.max_response_length=128 \
+    actor_rollout_ref.rollout.val_kwargs.n=4 actor_rollout_ref.rollout.val_kwargs.temperature=0.8
 [ -e "$OUT/data/solvable.parquet" ] || python "$here/solvable.py" \
     "$OUT/samples/trajectories.jsonl" "$OUT/data/easy.parquet" "$OUT/data/solvable.parquet"
 

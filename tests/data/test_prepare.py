@@ -210,7 +210,7 @@ def test_prompt_styles(tmp_path):
     (tmp_path / "none.txt").write_text("Q:")
     with pytest.raises(DataError, match=r"must contain \{question\}"):
         prompt_text(str(tmp_path / "none.txt"))
-    with pytest.raises(DataError, match="styles: retool, plain, bare"):
+    with pytest.raises(DataError, match="styles: retool, retool_session, plain, bare"):
         prompt_text("retol")
 
 

@@ -9,7 +9,7 @@ from agent_r1.errors import DataError
 PLACE = "{question}"
 """Stands for the question in a prompt text; other braces are left alone."""
 
-RETOOL = r"""Solve the problem at the end. Think in your own words, and let Python do the work \
+_RETOOL = r"""Solve the problem at the end. Think in your own words, and let Python do the work \
 wherever computing is surer than reasoning.
 
 To run a program, write it like this:
@@ -20,8 +20,7 @@ print(sum(n * n for n in range(1, 11)))
 </code>
 It is executed as soon as you close the tag. What it prints comes back to you between \
 <interpreter> and </interpreter>, and you go on from there; an error message comes back the same \
-way. Each program starts from nothing, so import and define what it needs and print what you want \
-to see. Run as many programs as the problem deserves, or none.
+way. @STATE Run as many programs as the problem deserves, or none.
 
 When you are sure, end with the answer and nothing after it:
 <answer>
@@ -31,11 +30,22 @@ When you are sure, end with the answer and nothing after it:
 Problem:
 {question}""".replace("\\\n", "")
 
+RETOOL = _RETOOL.replace(
+    "@STATE",
+    "Each program starts from nothing, so import and define what it needs and print what you "
+    "want to see.",
+)
+RETOOL_SESSION = _RETOOL.replace(
+    "@STATE",
+    "What a program imports and defines stays there for the next one; print what you want to see.",
+)
+"""For ``sandbox.session=trajectory``."""
+
 PLAIN = r"""{question}
 
 Reason step by step, and put the final answer in \boxed{}."""
 
-STYLES = {"retool": RETOOL, "plain": PLAIN, "bare": PLACE}
+STYLES = {"retool": RETOOL, "retool_session": RETOOL_SESSION, "plain": PLAIN, "bare": PLACE}
 
 
 def prompt_text(style: str) -> str:
