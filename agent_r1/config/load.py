@@ -87,6 +87,16 @@ def to_yaml(config: Section) -> str:
     return yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True, width=100)
 
 
+def changed_settings(file: Path, config: Section) -> list[str]:
+    """The keys in which ``config`` differs from one that :func:`to_yaml` stored.
+
+    A key that the stored one lacks, because it is newer, counts as stored with its default.
+    """
+    stored = load_section(type(config), file, environ={})
+    before, now = (dict(_flatten(c.model_dump(mode="json"))) for c in (stored, config))
+    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+
+
 def require(config: Section, **remedies: str) -> None:
     """Check that settings without a usable default were given.
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent_r1.config.load import to_yaml
+from agent_r1.config.load import changed_settings, to_yaml
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.jsonl import JsonlFile
@@ -133,15 +133,15 @@ class _Store:
     """The trajectories of an evaluation, on disk the moment they are there."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        text = to_yaml(config)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             settings = folder / "config.yaml"
-            if settings.exists() and settings.read_text() != text:
+            if settings.exists() and (changed := changed_settings(settings, config)):
                 raise ConfigError(
-                    f"{folder} holds an evaluation with other settings; choose another --out"
+                    f"{folder} holds an evaluation with other settings "
+                    f"({', '.join(changed[:5])}); choose another --out"
                 )
-            settings.write_text(text)
+            settings.write_text(to_yaml(config))
             self._path = folder / TRAJECTORIES_FILE
             self._file = JsonlFile(self._path)
         except OSError as error:

@@ -50,8 +50,19 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(toy_config, tmp_path
 
 def test_another_evaluation_is_not_mixed_in(toy_config, tmp_path):
     evaluate(toy_config(*SAMPLED), tmp_path / "out")
-    with pytest.raises(ConfigError, match="--out"):
+    with pytest.raises(ConfigError, match=r"\(trainer\.seed\); choose another --out"):
         evaluate(toy_config(*SAMPLED, "trainer.seed=1"), tmp_path / "out")
+
+
+def test_an_evaluation_of_an_older_version_goes_on(toy_config, tmp_path):
+    evaluate(toy_config(*SAMPLED), tmp_path / "out")
+    settings = tmp_path / "out" / "config.yaml"
+    lines = settings.read_text().splitlines(keepends=True)
+    kept = [line for line in lines if "custom_chat_template" not in line]
+    assert len(kept) == len(lines) - 1
+    settings.write_text("".join(kept))
+    (source,) = evaluate(toy_config(*SAMPLED), tmp_path / "out")
+    assert source.tasks == 4 and settings.read_text() == "".join(lines)
 
 
 def test_failed_trajectories_are_counted_apart(toy_config, tmp_path):
