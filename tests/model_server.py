@@ -40,7 +40,9 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         if self.server.model.models is None:
             return self.answer(404, {"detail": "Not Found"})
-        return self.answer(200, {"data": [{"id": name} for name in self.server.model.models]})
+        owner = {"owned_by": self.server.model.software} if self.server.model.software else {}
+        models = [{"id": name, **owner} for name in self.server.model.models]
+        return self.answer(200, {"data": models})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -134,7 +136,8 @@ class ModelServer:
     characters, each with the ids that ``ids`` gives it.
     """
 
-    def __init__(self, script, *, models=("scripted",), piece=3, key=None, ids=None):
+    def __init__(self, script, *, models=("scripted",), piece=3, key=None, ids=None, software=None):
+        self.software = software
         self.script, self.models, self.piece, self.key, self.ids = script, models, piece, key, ids
         self.requests = []
         self.in_flight = self.most_in_flight = 0

@@ -117,18 +117,23 @@ def test_a_completion_server_continues_the_prompt_of_training(api):
     assert trajectory.response_length == len(CODE + ANSWER)
 
 
-def test_ids_that_the_server_returns_are_kept_as_they_are():
+@pytest.mark.parametrize("piece", [1, 3, 1000])
+@pytest.mark.parametrize(
+    "asked", [{"extra_body": {"return_token_ids": True}}, {"software": "vllm"}], ids=str
+)
+def test_ids_that_the_server_returns_are_kept_as_they_are(piece, asked):
     codec = Codec(byte_tokenizer(extra_tokens=["<code>"]))
     split = list(b"Let me see. <code>print(6 * 7)</code>")  # not how the tokenizer reads it
+    software = asked.get("software")
+    options = {"extra_body": asked["extra_body"]} if "extra_body" in asked else {}
+    ids = {"ids": lambda text: list(text.encode()), "piece": piece, "software": software}
     with (
-        serving(wanders_on, ids=lambda piece: list(piece.encode())) as server,
-        engine_of(
-            server, codec.tokenizer, api="completions", extra_body={"return_token_ids": True}
-        ) as engine,
+        serving(wanders_on, **ids) as server,
+        engine_of(server, codec.tokenizer, api="completions", **options) as engine,
     ):
         trajectory = play(engine, codec)
     kept = trajectory.turns[0].completion.token_ids
-    assert list(kept[: len(split)]) == split and trajectory.turns[0].text == CODE
+    assert list(kept) == split and trajectory.turns[0].text == CODE
     assert server.requests[1][1]["prompt"][: len(trajectory.turns[0].prompt_ids) + len(kept)] == [
         *trajectory.turns[0].prompt_ids,
         *kept,

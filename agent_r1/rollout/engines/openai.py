@@ -33,7 +33,8 @@ class OpenAIEngine:
     ``config.api`` is one of the four (``auto`` is decided by whoever knows the tokenizer).
     ``tokenizer`` is the model's own, or a :class:`CharacterTokenizer` where there is none.
     With the former, ``/completions`` gets and returns token ids as far as the server knows
-    how; text that comes without ids is encoded here. Log-probabilities are None.
+    how (vLLM is asked for them); text that comes without ids is encoded here.
+    Log-probabilities are None.
     """
 
     def __init__(
@@ -124,10 +125,24 @@ class OpenAIEngine:
         ids = answer.token_ids
         if self._characters or len(ids) < answer.pieces:
             ids = self._encode(answer.text)
+        elif answer.stop is not None:
+            ids = self._up_to(answer.stop, ids)
         counted = None
         if self._characters:
             counted = answer.pieces if answer.counted is None else answer.counted
         return Completion(tuple(ids), None, answer.finish, stop=answer.stop, counted=counted)
+
+    def _up_to(self, stop: str, ids: list[int]) -> list[int]:
+        """Without the tokens behind the stop string: one event may carry several tokens."""
+        while stop in self._decode(ids[:-1]):
+            ids = ids[:-1]
+        return ids
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
@@ -147,6 +162,8 @@ class OpenAIEngine:
         }
         if params.top_k:
             body["top_k"] = params.top_k
+        if self._client.software == "vllm" and not (self._chat or self._characters):
+            body["return_token_ids"] = True
         if params.stop_token_ids:
             body["stop_token_ids"] = list(params.stop_token_ids)
         body |= self._messages(prompt_ids) if self._chat else {"prompt": self._prompt(prompt_ids)}
@@ -160,10 +177,7 @@ class OpenAIEngine:
         begin = getattr(self._tokenizer, "bos_token_id", None)
         if begin is not None and ids and ids[0] == begin:
             ids = ids[1:]
-        text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
+        return self._decode(ids)
 
     def _messages(self, ids: Sequence[int]) -> dict[str, Any]:
         messages, pieces = read_prompt(ids)

@@ -37,6 +37,8 @@ class ServerClient:
         self._config = config
         self._backoff_s = backoff_s
         self.base = base_url(config.url)
+        self.software = ""
+        """What the server says of itself in its list of models, such as ``vllm``."""
         self._client: httpx.AsyncClient | None = None
 
     def _options(self) -> dict[str, Any]:
@@ -62,7 +64,9 @@ class ServerClient:
             ) from error
         if answer.status_code in (401, 403):
             raise ConfigError(self._key_refused(answer.status_code))
-        served = _model_names(answer)
+        entries = _models(answer)
+        served = None if entries is None else [str(model["id"]) for model in entries]
+        self.software = str(entries[0].get("owned_by") or "") if entries else ""
         if served is None and wanted:
             return wanted  # not every server lists its models; the first request will tell
         if served is None:
@@ -159,11 +163,12 @@ def base_url(url: str) -> str:
     return url if "/" in url.partition("://")[2] else f"{url}/v1"
 
 
-def _model_names(answer: httpx.Response) -> list[str] | None:
+def _models(answer: httpx.Response) -> list[dict[str, Any]] | None:
     if answer.status_code != 200:
         return None
     try:
-        return [str(model["id"]) for model in answer.json()["data"]]
+        models = answer.json()["data"]
+        return [dict(model) for model in models if model["id"]]
     except (ValueError, KeyError, TypeError):
         return None
 
