@@ -179,18 +179,47 @@ def test_a_long_prompt_does_not_hold_up_running_rows() -> None:
     assert built.stats().steps - built.stats().decode_steps == 1
 
 
-def test_more_sequences_than_slots_evict_idle_ones_and_stay_right() -> None:
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_more_sequences_than_slots_queue_and_stay_right(deterministic: bool) -> None:
+    """Slots of sequences that are sure to return are kept, and nothing is computed twice."""
     model = tiny_model()
 
     async def body(built: EmbeddedEngine) -> list[Episode]:
         built.open([f"r{i}" for i in range(10)])
-        return await asyncio.gather(
-            *(episode(built, f"r{i}", prompt(i, 15 + i), seed=i) for i in range(10))
-        )
+        # Sequence 0 is called back after all others, which need its slot meanwhile.
+        others = asyncio.Event()
 
-    built = engine(model, max_slots=3)
+        async def late() -> Episode:
+            tokens = prompt(0, 15)
+            first = await built.generate(tokens, SamplingParams(9, seed=0), "r0")
+            if not deterministic:
+                await others.wait()
+            after = [*tokens, *first.token_ids, 1, 2]
+            second = await built.generate(after, SamplingParams(9, seed=1), "r0")
+            built.release("r0")
+            ends = (*after, *second.token_ids)
+            return Episode(ends, (len(tokens), len(after)), (first, second))
+
+        async def rest() -> list[Episode]:
+            done = await asyncio.gather(
+                *(episode(built, f"r{i}", prompt(i, 15 + i), seed=i) for i in range(1, 10))
+            )
+            others.set()
+            return done
+
+        first, done = await asyncio.gather(late(), rest())
+        return [first, *done]
+
+    built = engine(model, max_slots=3, deterministic=deterministic)
     done = using(built, body)
-    assert built.stats().evictions > 0
+    assert (built.stats().evictions > 0) is not deterministic
+    if deterministic:
+        sampled = sum(len(c.token_ids) for one in done for c in one.completions)
+        ends = sum(len(one.completions) for one in done)
+        given = sum(len(one.tokens) for one in done) - sampled
+        # The last token of every context is decoded, and so is what followed the last turn.
+        assert built.stats().prefill_tokens == given - len(done)
+        assert ends == 29
     for one in done:
         for expected, completion in zip(
             reference_logprobs(model, one), one.completions, strict=True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -163,7 +164,7 @@ def test_rows_stay_dense_and_contents_follow_their_sequences(seed: int, limit: i
                 sequence.phase = Phase.AWAY
             elif sequence.slot is None or sequence.phase is Phase.AWAY:
                 sequence.phase = Phase.QUEUED
-                if not table.admit(sequence):
+                if not table.admit(sequence, step):
                     continue
                 assert sequence.slot is not None
                 contents[sequence.slot] = sequence.id
@@ -183,20 +184,42 @@ def test_rows_stay_dense_and_contents_follow_their_sequences(seed: int, limit: i
         assert all(contents[s.slot] == s.id for s in held if s.slot is not None)
 
 
-def test_the_least_recently_active_idle_sequence_is_evicted() -> None:
-    table = SlotTable(3)
-    idle = [_tracked(i, used=used) for i, used in enumerate([7, 3, 3])]
+def _idle_table(used: list[int], **fields: Any) -> tuple[SlotTable, list[Tracked]]:
+    table = SlotTable(len(used))
+    idle = [_tracked(i, used=step, **fields) for i, step in enumerate(used)]
     for sequence in idle:
-        assert table.admit(sequence)
+        assert table.admit(sequence, sequence.used)
         sequence.phase, sequence.computed = Phase.AWAY, 9
+    return table, idle
+
+
+def test_the_least_recently_active_idle_sequence_is_evicted() -> None:
+    table, idle = _idle_table([7, 3, 3])
     newcomer = _tracked(3)
-    assert table.admit(newcomer)
+    assert table.admit(newcomer, 8)
     assert newcomer.slot == 1
     assert [s.slot for s in idle] == [0, None, 2]
     assert (idle[1].computed, table.evictions) == (0, 1)
     for sequence in idle:
         sequence.phase = Phase.PREFILL
-    assert not table.admit(_tracked(4))
+    assert not table.admit(_tracked(4), 100)
+
+
+def test_while_others_work_a_sequence_keeps_its_slot_for_some_steps() -> None:
+    table, idle = _idle_table([3, 0])
+    idle[1].phase = Phase.DECODE
+    assert not table.admit(_tracked(2), 3 + 15)
+    assert table.admit(_tracked(2), 3 + 16) and idle[0].slot is None
+
+
+@pytest.mark.parametrize("kept", [{"awaited": True}, {"released": True}])
+def test_a_sequence_that_is_due_at_a_known_step_is_never_evicted(kept: dict[str, bool]) -> None:
+    table, idle = _idle_table([3, 0])
+    for name, value in kept.items():
+        setattr(idle[0], name, value)
+    assert table.admit(_tracked(2), 1000)
+    assert idle[0].slot == 0 and idle[1].slot is None
+    assert not table.admit(_tracked(3), 2000)
 
 
 def test_prefixes_are_found_by_block_and_by_whole_prompt() -> None:

@@ -37,8 +37,7 @@ class EmbeddedEngine:
     A sequence keeps its keys and values between turns; a prompt that extends them is
     computed from where they end. Prompts with a common beginning compute it once.
 
-    ``max_slots`` sequences hold keys and values at a time; others queue, and sequences
-    that wait for their environment are evicted for them. With ``deterministic`` the
+    ``max_slots`` sequences hold keys and values at a time; others queue. With ``deterministic`` the
     batches, and so tokens and log-probabilities to the last bit, depend on seeds and
     texts only, not on how long tools take: see :mod:`.embedded_schedule` for the rule.
     All sequences that run together must then be announced by one ``open`` and each must

@@ -246,7 +246,8 @@ class DecodeLoop:
         self._arrange()
         chunks = self._chunks()
         count = len(self._slots.rows)
-        if not count and not chunks:
+        if not count and not chunks:  # every slot is kept for a sequence that is due later
+            self._schedule.step += 1
             return
         rows = self._rows
         batch = StepBatch(
@@ -277,7 +278,7 @@ class DecodeLoop:
         for sequence in [*(s for s in ready if s.slot is not None), *ready]:
             if sequence.phase is not Phase.QUEUED:
                 continue
-            if not self._slots.admit(sequence):
+            if not self._slots.admit(sequence, self._schedule.step):
                 return
             self._begin(sequence)
 

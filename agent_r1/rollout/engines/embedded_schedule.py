@@ -94,6 +94,16 @@ class Tracked:
     """Length of that prefix."""
 
     @property
+    def working(self) -> bool:
+        """Whether it is part of the present steps."""
+        return self.phase in (Phase.PREFILL, Phase.DECODE)
+
+    @property
+    def expected(self) -> bool:
+        """Whether the engine waits for its return, or would if it were not over already."""
+        return self.awaited or self.released
+
+    @property
     def held(self) -> bool:
         """Whether it belongs to a wave that is not complete."""
         return bool(self.wave)
@@ -172,13 +182,13 @@ class Schedule:
         return over
 
     def ready(self) -> list[Tracked]:
-        """Requests to admit at this step, in order."""
+        """Requests to admit at this step, in order: what has begun is finished first."""
         found = [
             s
             for s in self._known.values()
             if s.phase is Phase.QUEUED and not s.held and s.due <= self.step
         ]
-        return sorted(found, key=lambda s: (s.due, s.order))
+        return sorted(found, key=lambda s: (not s.tokens, s.due, s.order))
 
     def poll(self) -> Verdict:
         """Decide what can be done now; moves time forward over steps without work."""
@@ -186,7 +196,7 @@ class Schedule:
         upcoming: list[int] = []
         for sequence in self._known.values():
             requests = requests or sequence.request is not None
-            if sequence.phase in (Phase.PREFILL, Phase.DECODE):
+            if sequence.working:
                 working = True
             elif not sequence.held and (sequence.awaited or sequence.request is not None):
                 upcoming.append(sequence.due)

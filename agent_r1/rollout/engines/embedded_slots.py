@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from agent_r1.rollout.engines.embedded_schedule import Phase, Tracked
 
 _BLOCK = 16
+_GRACE = 16
 Move = tuple[Tracked, int, int]
 """A sequence, the slot it leaves and the slot it goes to."""
 
@@ -16,9 +17,11 @@ class SlotTable:
     """Gives slots to sequences and keeps those that decode in slots ``0..n-1``.
 
     Dense rows let one view of the cache serve the whole batch, and a row that finished
-    costs nothing any more. Sequences that wait for their environment keep their slot until
-    another one needs it; the least recently active is evicted first. All choices follow
-    from virtual time and announced order alone.
+    costs nothing any more. Sequences that wait for their environment keep their slot: those
+    that are due back at a known step always, others until another one needs it, and while
+    the engine has other work for ``_GRACE`` steps at least, as computing a lost prompt again
+    costs more than a slot that is empty for the time of a tool call. The least recently
+    active is evicted first. All choices follow from virtual time and announced order alone.
     """
 
     def __init__(self, limit: int) -> None:
@@ -34,7 +37,7 @@ class SlotTable:
         """Slots ``0..size-1`` have been used."""
         return len(self._occupant)
 
-    def admit(self, sequence: Tracked) -> bool:
+    def admit(self, sequence: Tracked, step: int) -> bool:
         """Give the sequence a slot, evicting an idle one if need be; False if there is none."""
         if sequence.slot is not None:
             return True
@@ -42,10 +45,10 @@ class SlotTable:
             self._occupant.append(None)
             heapq.heappush(self._free, len(self._occupant) - 1)
         if not self._free:
-            victim = self._victim()
+            victim = self._victim(step)
             if victim is None:
                 return False
-            self.evictions += not victim.released
+            self.evictions += 1
             self.free(victim)
         sequence.slot = heapq.heappop(self._free)
         self._occupant[sequence.slot] = sequence
@@ -104,10 +107,14 @@ class SlotTable:
                 sequence.slot, sequence.computed = None, 0
         self.rows, self._free, self._occupant = [], [], []
 
-    def _victim(self) -> Tracked | None:
-        """The idle sequence to evict. One that came back early counts as idle until due."""
-        idle = [s for s in self._occupant if s is not None and s.phase is Phase.AWAY]
-        idle += [s for s in self._occupant if s is not None and s.phase is Phase.QUEUED]
+    def _victim(self, step: int) -> Tracked | None:
+        """The idle sequence to evict."""
+        oldest = step - _GRACE if any(s and s.working for s in self._occupant) else step
+        idle = [
+            s
+            for s in self._occupant
+            if s is not None and not s.working and not s.expected and s.used <= oldest
+        ]
         return min(idle, key=lambda s: (s.used, s.order), default=None)
 
 
