@@ -1,7 +1,8 @@
 """Table and curves of a finished recipe: ``python report.py runs/gsm8k-smollm2``.
 
-Everything is read from the files of the run: the three evaluations, and ``metrics.jsonl`` of
-the cold start and of the reinforcement learning.
+Everything is read from the files of the run: the three evaluations, and ``metrics.jsonl`` and
+``trajectories.jsonl`` of the reinforcement learning. The curves are those by which the ReTool
+paper (arXiv 2504.11536) describes its training in figures 3 and 4.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import math
 import random
 import sys
+from collections import defaultdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +20,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from agent_r1.monitor.records import read_stored
 
 STAGES = (("base", "base model"), ("cold-start", "cold start"), ("rl", "after RL"))
 BLUE, GREEN, ORANGE, GREY = "#2563eb", "#059669", "#ea580c", "#9ca3af"
@@ -27,6 +31,9 @@ BLUE, GREEN, ORANGE, GREY = "#2563eb", "#059669", "#ea580c", "#9ca3af"
 def main(folder: Path) -> None:
     results = {name: read_evaluation(folder / f"eval-{name}") for name, _ in STAGES}
     rl = read_metrics(folder / "rl")
+    programs = read_programs(folder / "rl" / "trajectories.jsonl")
+    for row in rl:
+        row |= programs.get(int(row["step"]), {})
     (folder / "report.md").write_text(table(folder, results, rl))
     draw(results, rl, folder / "curves.png")
     print((folder / "report.md").read_text())
@@ -40,6 +47,25 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_programs(file: Path) -> dict[int, dict[str, float]]:
+    """By step: lines of a program, and how far into the model's text the first one ends."""
+    lines: dict[int, list[int]] = defaultdict(list)
+    begins: dict[int, list[float]] = defaultdict(list)
+    for stored in read_stored(file):
+        turns = stored.trajectory.turns
+        calls = [i for i, turn in enumerate(turns) if turn.tool_calls]
+        if stored.split != "train" or not calls:
+            continue
+        texts = [turn.text for turn in turns]
+        begins[stored.step].append(len("".join(texts[: calls[0] + 1])) / len("".join(texts)))
+        programs = [texts[i].rpartition("<code>")[2].removesuffix("</code>") for i in calls]
+        lines[stored.step] += [len(program.strip().split("\n")) for program in programs]
+    return {
+        step: {"program_lines": fmean(lines[step]), "first_program": fmean(begins[step])}
+        for step in lines
+    }
 
 
 def solved(folder: Path) -> dict[str, float]:
@@ -92,14 +118,16 @@ def smooth(values: list[float], window: int = 5) -> list[float]:
 
 
 def draw(results: dict[str, dict[str, Any]], rl: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.6), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(16, 6.6), layout="constrained")
     bars(axes[0, 0], results)
     panels = (
         (axes[0, 1], "Success of training samples", "rollout/success", GREEN, True),
         (axes[0, 2], "Trajectories that call the tool", "rollout/tool_call_share", BLUE, True),
-        (axes[1, 0], "Calls that run without error", "tool/success", GREEN, True),
-        (axes[1, 1], "Tokens written by the model", "response_length/mean", BLUE, False),
-        (axes[1, 2], "Entropy (nats per token)", "actor/entropy", ORANGE, False),
+        (axes[0, 3], "Calls that run without error", "tool/success", GREEN, True),
+        (axes[1, 0], "Lines of a program", "program_lines", BLUE, False),
+        (axes[1, 1], "End of the first program in the text", "first_program", BLUE, True),
+        (axes[1, 2], "Tokens written by the model", "response_length/mean", BLUE, False),
+        (axes[1, 3], "Entropy (nats per token)", "actor/entropy", ORANGE, False),
     )
     for axis, title, key, colour, share in panels:
         curve(axis, rl, title, key, colour, share)
@@ -138,8 +166,10 @@ def curve(
         steps, values = map(list, zip(*points, strict=True))
         axis.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
         axis.plot(steps, smooth(values), color=colour, linewidth=2)
+        axis.set_ylim(top=1.05 if share and max(values) > 0.9 else None)
     axis.set_title(title, fontsize=10)
     axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("step of reinforcement learning", fontsize=8)
     tidy(axis, share=share)
 
