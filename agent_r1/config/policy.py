@@ -209,7 +209,10 @@ class RolloutConfig(Section):
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     """Context window in tokens. null: ``max_prompt_length + max_response_length``."""
     max_num_seqs: PositiveInt = 128
-    """Sequences that the engine decodes at once (its key-value cache slots)."""
+    """Sequences that the engine decodes at once (its key-value cache slots), memory permitting."""
+    gpu_memory_utilization: PositiveShare = 0.4
+    """Share of the GPU's memory (on a CPU: of the machine's) for keys and values. They are freed
+    before the policy is updated."""
     max_concurrency: PositiveInt | None = None
     """Trajectories in flight at once. null: all of a step, or 32 on a server."""
     deterministic: bool = True

@@ -347,6 +347,7 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
         max_model_len=rollout.max_model_len
         or config.data.max_prompt_length + config.data.max_response_length,
         max_slots=rollout.max_num_seqs,
+        memory_share=rollout.gpu_memory_utilization,
         deterministic=rollout.deterministic,
         readmit_after=rollout.readmit_after,
         dtype=None if rollout.dtype == "auto" else rollout.dtype,

@@ -12,4 +12,5 @@ ENGINES: Registry[Callable[..., Engine]] = Registry(
     group="agent_r1.engines",
     builtin={"embedded": "agent_r1.rollout.engines.embedded:EmbeddedEngine"},
 )
-"""``(model, tokenizer, *, max_model_len, max_slots, deterministic, readmit_after) -> Engine``."""
+"""``(model, tokenizer, *, max_model_len, max_slots, memory_share, deterministic, readmit_after,
+dtype) -> Engine``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import weakref
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from agent_r1.models.load import torch_dtype
 from agent_r1.rollout.engine import OnTokens
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop
+from agent_r1.rollout.engines.embedded_memory import slots_within
 from agent_r1.rollout.engines.embedded_model import Twin, make_runner
 from agent_r1.rollout.engines.embedded_native import load_native
 from agent_r1.rollout.engines.embedded_report import EngineStats, Reply, TokenFeed
@@ -25,6 +27,8 @@ from agent_r1.rollout.engines.embedded_stop import StopSets, token_bytes
 from agent_r1.types import Completion, SamplingParams
 
 __all__ = ["EmbeddedEngine", "EngineStats"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class EmbeddedEngine:
@@ -37,9 +41,13 @@ class EmbeddedEngine:
     A sequence keeps its keys and values between turns; a prompt that extends them is
     computed from where they end. Prompts with a common beginning compute it once.
 
-    ``max_slots`` sequences hold keys and values at a time; others queue. With ``deterministic`` the
-    batches, and so tokens and log-probabilities to the last bit, depend on seeds and
-    texts only, not on how long tools take: see :mod:`.embedded_schedule` for the rule.
+    ``max_slots`` sequences hold keys and values at a time, fewer where those of full length
+    would take more than ``memory_share`` of the device's memory; others queue. The memory is
+    given back when no sequence is left.
+
+    With ``deterministic`` the batches, and so tokens and log-probabilities to the last bit,
+    depend on seeds and texts only, not on how long tools take: see
+    :mod:`.embedded_schedule` for the rule.
     All sequences that run together must then be announced by one ``open`` and each must
     submit or be released; whoever does neither for ``max_wait_s`` is no longer waited
     for. ``readmit_after`` is the number of steps after which a sequence rejoins.
@@ -61,6 +69,7 @@ class EmbeddedEngine:
         *,
         max_model_len: int,
         max_slots: int = 256,
+        memory_share: float = 0.4,
         deterministic: bool = True,
         readmit_after: int = 8,
         prefill_chunk: int = 2048,
@@ -79,13 +88,21 @@ class EmbeddedEngine:
         ends = _eos_ids(model, tokenizer) if eos_ids is None else tuple(eos_ids)
         self._max_model_len = max_model_len
         self._vocabulary = _vocabulary_size(model)
+        slots = slots_within(memory_share, model, max_model_len, max_slots)
+        if slots < max_slots:
+            _LOG.warning(
+                "%d sequences are decoded at once, not %d: keys and values of more, at %d tokens "
+                "each, would take more than the share %g of memory that "
+                "rollout.gpu_memory_utilization allows",
+                *(slots, max_slots, max_model_len, memory_share),
+            )
         self._twin = Twin(model)
         self._loop = DecodeLoop(
             make_runner(self._twin.module, None if dtype is None else torch_dtype(dtype)),
-            SlotCache(weight.device, weight.dtype, max_model_len),
+            SlotCache(weight.device, weight.dtype, max_model_len, slots),
             StopSets(token_bytes(tokenizer, self._vocabulary), ends),
             Schedule(deterministic=deterministic, readmit_after=readmit_after),
-            SlotTable(max_slots),
+            SlotTable(slots),
             device=weight.device,
             native=load_native() if native and weight.device.type == "cpu" else None,
             prefill_chunk=prefill_chunk,

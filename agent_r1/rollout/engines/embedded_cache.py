@@ -19,12 +19,15 @@ class SlotCache:
     Memory is zeroed: masked entries are multiplied by 0, and 0 times garbage may be NaN.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, max_length: int) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, max_length: int, max_slots: int
+    ) -> None:
         self.slots = 0
         self.length = 0
         self._device = device
         self._dtype = dtype
         self._max_length = max_length
+        self._max_slots = max_slots
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def layer(self, index: int, heads: int, key_dim: int, value_dim: int) -> tuple[Tensor, Tensor]:
@@ -45,7 +48,7 @@ class SlotCache:
             return
         old_slots, old_length = self.slots, self.length
         if slots > self.slots:
-            self.slots = max(slots, self.slots + self.slots // 2)
+            self.slots = min(max(slots, self.slots + self.slots // 2), self._max_slots)
         if length > self.length:
             wanted = max(length, self.length + self.length // 2)
             self.length = min(-(-wanted // _LENGTH_STEP) * _LENGTH_STEP, self._max_length)

@@ -142,6 +142,13 @@ class DecodeLoop:
         over = self._schedule.release(name)
         if over is not None:
             self._drop(over)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Give memory back where nobody is left to use it: a trainer's update comes next."""
+        if not any(self._schedule):
+            self._slots.clear()
+            self._cache.clear()
 
     def _interrupt(self, sequence: Tracked, what: str) -> None:
         if sequence.request is not None:
@@ -234,8 +241,11 @@ class DecodeLoop:
 
     def _poll(self) -> Verdict:
         verdict = self._schedule.poll()
-        for sequence in self._schedule.gone():
+        over = self._schedule.gone()
+        for sequence in over:
             self._drop(sequence)
+        if over:
+            self._tidy()
         return verdict
 
     def _advance(self) -> None:
