@@ -146,9 +146,14 @@ class DecodeLoop:
 
     def _tidy(self) -> None:
         """Give memory back where nobody is left to use it: a trainer's update comes next."""
-        if not any(self._schedule):
+        if self._schedule.over():
+            self._drop_gone()
             self._slots.clear()
             self._cache.clear()
+
+    def _drop_gone(self) -> None:
+        for sequence in self._schedule.gone():
+            self._drop(sequence)
 
     def _interrupt(self, sequence: Tracked, what: str) -> None:
         if sequence.request is not None:
@@ -241,11 +246,7 @@ class DecodeLoop:
 
     def _poll(self) -> Verdict:
         verdict = self._schedule.poll()
-        over = self._schedule.gone()
-        for sequence in over:
-            self._drop(sequence)
-        if over:
-            self._tidy()
+        self._drop_gone()
         return verdict
 
     def _advance(self) -> None:

@@ -181,6 +181,13 @@ class Schedule:
             self._leaving = [s for s in self._leaving if s.due > self.step]
         return over
 
+    def over(self) -> bool:
+        """Whether every sequence was released. Time then passes to where the last is gone."""
+        if self._known:
+            return False
+        self.step = max([self.step, *(s.due for s in self._leaving)])
+        return True
+
     def ready(self) -> list[Tracked]:
         """Requests to admit at this step, in order: what has begun is finished first."""
         found = [
