@@ -23,6 +23,7 @@ from agent_r1 import __version__
 from agent_r1.cli.base import OrderedGroup, configured, from_run, from_server, load, say
 from agent_r1.cli.data import data
 from agent_r1.cli.model import convert
+from agent_r1.cli.view import view
 from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Stopped(Exception):
 agent-r1 quickstart                     train a tiny agent with a real tool, here and now
 agent-r1 train --config run.yaml        train; the same command resumes
 agent-r1 eval --run runs/my/run         measure what it learned
+agent-r1 view runs/my/run               read what it wrote, token by token
 agent-r1 chat --run runs/my/run         talk to it, tools included
 """,
 )
@@ -186,6 +188,7 @@ def chat(
 
 cli.add_command(data)
 cli.add_command(convert)
+cli.add_command(view)
 
 
 @cli.command(
@@ -393,8 +396,12 @@ def _finish(run_dir: Path) -> None:
     click.echo(f"run       {run_dir}")
     if curve is not None:
         click.echo(f"curve     {curve}")
+    name = shlex.quote(str(run_dir))
+    trajectories = run_dir / "trajectories.jsonl"
+    if trajectories.is_file() and trajectories.stat().st_size:
+        click.echo(f"look      agent-r1 view {name}")
     if next(run_dir.glob("checkpoints/step-*/policy"), None) is not None:
-        click.echo(f"next      agent-r1 chat --run {shlex.quote(str(run_dir))}")
+        click.echo(f"next      agent-r1 chat --run {name}")
 
 
 def _print_config(config: Section) -> None:

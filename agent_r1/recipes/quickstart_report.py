@@ -173,6 +173,7 @@ def _show_next_steps(console: Console, folders: Folders) -> None:
     """Commands to copy: a line each, never broken."""
     program = _program()
     commands = {
+        f"{program} view {folders.rl}": "read what it wrote, as a page",
         f"{program} chat --run {folders.rl}": "talk to it",
         f"{program} eval --run {folders.rl}": "measure it again",
         f"{program} quickstart algorithm.adv_estimator=gae": "PPO, with a critic",

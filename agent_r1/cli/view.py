@@ -1,0 +1,76 @@
+"""``agent-r1 view``: trajectories as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from agent_r1.cli.base import ExampleCommand, say
+from agent_r1.errors import AgentR1Error, ConfigError
+from agent_r1.types import Outcome
+
+
+@click.command(
+    cls=ExampleCommand,
+    examples="""
+agent-r1 view runs/my/run
+agent-r1 view runs/my/run --step 40 --wrong --out wrong.html
+agent-r1 view eval/ --tokenizer ./model
+""",
+)
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: in the folder]")
+@click.option(
+    "--most", type=click.IntRange(min=1), default=200, show_default=True, help="Only the last ones."
+)
+@click.option("--step", type=int, help="Of this step only.")
+@click.option("--split", type=click.Choice(["train", "val"]), help="Of this split only.")
+@click.option(
+    "--outcome", type=click.Choice([o.value for o in Outcome]), help="Of this outcome only."
+)
+@click.option("--wrong", is_flag=True, help="Only those with a reward of 0 or less.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, exists=True),
+    help="Model folder, to show single tokens.  [default: the run's]",
+)
+def view(source: Path, out: Path | None, most: int, tokenizer: Path | None, **chosen: Any) -> None:
+    """Show the last trajectories of a run or an evaluation on one page.
+
+    The page is a file without any network: what the model wrote, token by token with its
+    probability, what the environment answered, outcome and reward.
+    """
+    from agent_r1.viewer import PAGE_FILE, Choice, write_page
+
+    folder = source if source.is_dir() else source.parent
+    target = out or folder / PAGE_FILE
+    count = write_page(source, target, Choice(most, **chosen), _tokenizer(folder, tokenizer))
+    click.echo(f"{count} trajectories → {target}")
+
+
+def _tokenizer(folder: Path, given: Path | None) -> Any:
+    """That of the newest checkpoint, or of the model in the settings; None if it is gone."""
+    from agent_r1.models.load import load_tokenizer
+
+    if given is not None:
+        return load_tokenizer(given)
+    try:
+        return load_tokenizer(_model_of(folder))
+    except AgentR1Error as error:
+        say(f"tokens are not told apart ({error}); give --tokenizer", colour="yellow")
+        return None
+
+
+def _model_of(folder: Path) -> str:
+    import yaml
+
+    checkpoints = sorted(folder.glob("checkpoints/step-*/policy"), key=lambda p: (len(str(p)), p))
+    if checkpoints:
+        return str(checkpoints[-1])
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text())
+        return str(settings["actor_rollout_ref"]["model"]["path"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} names no model: {error!r}") from error

@@ -1,0 +1,167 @@
+"""One HTML file out of ``trajectories.jsonl``, complete in itself and without any network.
+
+The page carries its data as JSON and puts it on the screen as text only: what a model or a
+tool wrote is never read as markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from agent_r1.errors import DataError
+from agent_r1.monitor.records import StoredTrajectory, read_stored
+from agent_r1.rollout.engines.embedded_stop import token_bytes
+from agent_r1.types import Trajectory, Turn
+
+TRAJECTORIES_FILE = "trajectories.jsonl"
+PAGE_FILE = "trajectories.html"
+_PLACE = "/*DATA*/"
+_LONGEST_CHARACTER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which trajectories of a file to show: the last ``most`` of those that fit."""
+
+    most: int = 200
+    step: int | None = None
+    split: str | None = None
+    outcome: str | None = None
+    wrong: bool = False
+    """Only those with a reward of 0 or less, or without any."""
+
+    def fits(self, stored: StoredTrajectory) -> bool:
+        trajectory = stored.trajectory
+        return (
+            self.step in (None, stored.step)
+            and self.split in (None, stored.split)
+            and self.outcome in (None, trajectory.outcome.value)
+            and not (self.wrong and trajectory.reward and trajectory.reward.value > 0)
+        )
+
+
+def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None) -> int:
+    """Write the page of ``source``, a run's or an evaluation's folder or its file.
+
+    With the model's ``tokenizer`` each token is shown with its log-probability. Returns how
+    many trajectories the page holds.
+
+    Raises:
+        DataError: there is no such file, it is damaged, or no trajectory fits ``choice``.
+    """
+    file = source / TRAJECTORIES_FILE if source.is_dir() else source
+    chosen: deque[StoredTrajectory] = deque(maxlen=choice.most)
+    groups: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    for stored in read_stored(file):
+        if stored.trajectory.reward is not None:
+            groups[_group(stored)].append(stored.trajectory.reward.value)
+        if choice.fits(stored):
+            chosen.append(stored)
+    if not chosen:
+        raise DataError(f"no trajectory of {file} is what was asked for")
+    spelled = _spelling(tokenizer)
+    data = {
+        "title": str(file.parent.resolve().name),
+        "tokens": bool(spelled),
+        "trajectories": [
+            _shown(stored, groups[_group(stored)], spelled) for stored in reversed(chosen)
+        ],
+    }
+    template = files("agent_r1.viewer").joinpath("page.html").read_text(encoding="utf-8")
+    # In a script element only "</" and "<!--" could end or change how the text is read.
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    target.write_text(template.replace(_PLACE, text), encoding="utf-8")
+    return len(chosen)
+
+
+def _group(stored: StoredTrajectory) -> tuple[str, int, str]:
+    return stored.trajectory.group_id, stored.step, stored.split
+
+
+def _spelling(tokenizer: Any) -> Sequence[bytes]:
+    if tokenizer is None:
+        return ()
+    return token_bytes(tokenizer, max(tokenizer.get_vocab().values()) + 1)
+
+
+def _shown(
+    stored: StoredTrajectory, siblings: Sequence[float], spelled: Sequence[bytes]
+) -> dict[str, Any]:
+    trajectory = stored.trajectory
+    reward, task = trajectory.reward, trajectory.task
+    return {
+        "id": trajectory.id,
+        "step": stored.step,
+        "split": stored.split,
+        "outcome": trajectory.outcome.value,
+        "error": trajectory.error,
+        "seconds": round(trajectory.seconds, 3),
+        "reward": None if reward is None else reward.value,
+        "parts": {} if reward is None else dict(reward.parts),
+        "group": [fmean(siblings), len(siblings)] if siblings else None,
+        "source": task.data_source,
+        "answer": str(task.answer),
+        "prompt": _messages(trajectory),
+        "turns": [_turn(turn, spelled) for turn in trajectory.turns],
+    }
+
+
+def _messages(trajectory: Trajectory) -> list[list[str]]:
+    prompt = trajectory.task.prompt
+    if isinstance(prompt, str):
+        return [["prompt", prompt]]
+    return [[str(message["role"]), str(message["content"])] for message in prompt]
+
+
+def _turn(turn: Turn, spelled: Sequence[bytes]) -> dict[str, Any]:
+    completion = turn.completion
+    return {
+        "pieces": _pieces(turn, spelled),
+        "length": completion.length,
+        "finish": completion.finish.value,
+        "stop": completion.stop,
+        "version": completion.policy_version,
+        "observation": turn.observation_text,
+        "calls": [[call.success, round(call.seconds, 4)] for call in turn.tool_calls],
+        "seconds": [round(turn.generate_seconds, 3), round(turn.tool_seconds, 3)],
+    }
+
+
+def _pieces(turn: Turn, spelled: Sequence[bytes]) -> list[list[Any]]:
+    """``[text, log-probability]`` per token; the tokens of one character make one piece."""
+    completion = turn.completion
+    known = bool(spelled) and completion.counted is None and completion.logprobs is not None
+    if not known or max(completion.token_ids, default=0) >= len(spelled):
+        return [[turn.text, None]]
+    pieces: list[list[Any]] = []
+    held, total = b"", 0.0
+    for text, logprob in _spoken(completion.token_ids, completion.logprobs or (), spelled):
+        held, total = held + text, total + logprob
+        if _is_whole(held):
+            pieces.append([held.decode(errors="replace"), round(total, 3)])
+            held, total = b"", 0.0
+    return [*pieces, [held.decode(errors="replace"), round(total, 3)]] if held else pieces
+
+
+def _spoken(
+    ids: Iterable[int], logprobs: Iterable[float], spelled: Sequence[bytes]
+) -> Iterable[tuple[bytes, float]]:
+    return ((spelled[index], logprob) for index, logprob in zip(ids, logprobs, strict=True))
+
+
+def _is_whole(text: bytes) -> bool:
+    """Whether text ends with a character's end, or cannot become one any more."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return error.reason != "unexpected end of data" or len(text) - error.start >= (
+            _LONGEST_CHARACTER
+        )
+    return True

@@ -1,0 +1,149 @@
+"""The page of trajectories: what is in it, and that nobody's text can become markup."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from agent_r1.cli import cli
+from agent_r1.errors import DataError
+from agent_r1.monitor.jsonl import JsonlFile
+from agent_r1.monitor.records import encode_trajectory
+from agent_r1.testing import byte_tokenizer, make_trajectory
+from agent_r1.types import Completion, Finish, Reward
+from agent_r1.viewer import Choice, write_page
+
+HOSTILE = "</script><script>document.title='owned'</script><!--<b>bold</b>"
+
+
+def stored(tmp_path, trajectories, name="trajectories.jsonl"):
+    file = JsonlFile(tmp_path / name)
+    file.append([encode_trajectory(t, step=step, split=split) for step, split, t in trajectories])
+    file.close()
+    return tmp_path
+
+
+def read(page):
+    text = page.read_text()
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    return json.loads(data)
+
+
+def scored(texts, value, **changes):
+    return replace(make_trajectory(texts, **changes), reward=Reward(value, {"accuracy": value}))
+
+
+def test_a_trajectory_is_shown_whole(tmp_path):
+    folder = stored(tmp_path, [(3, "train", scored(["<code>1</code>", "done"], 1.0))])
+    assert write_page(folder, tmp_path / "page.html", Choice()) == 1
+    data = read(tmp_path / "page.html")
+    (one,) = data["trajectories"]
+    assert not data["tokens"]
+    assert (one["step"], one["split"], one["reward"], one["parts"]) == (
+        *(3, "train", 1.0),
+        {"accuracy": 1.0},
+    )
+    assert [turn["pieces"] for turn in one["turns"]] == [
+        [["<code>1</code>", None]],
+        [["done", None]],
+    ]
+
+
+def test_with_a_tokenizer_every_token_has_its_probability(tmp_path):
+    tokenizer = byte_tokenizer(extra_tokens=["</code>"])
+    text = "é🙂x</code>"
+    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    logprobs = tuple(-0.1 * i for i in range(len(ids)))
+    base = scored([text], 0.0)
+    turn = replace(base.turns[0], completion=Completion(ids, logprobs, Finish.EOS), text=text)
+    folder = stored(tmp_path, [(0, "val", replace(base, turns=(turn,)))])
+    write_page(folder, tmp_path / "page.html", Choice(), tokenizer)
+    (one,) = read(tmp_path / "page.html")["trajectories"]
+    pieces = one["turns"][0]["pieces"]
+    assert [piece for piece, _ in pieces] == ["é", "🙂", "x", "</code>"]
+    assert [p for _, p in pieces] == pytest.approx([-0.1, -1.4, -0.6, -0.7])
+
+
+def test_bytes_that_are_no_text_are_shown_too(tmp_path):
+    tokenizer = byte_tokenizer()
+    ids = (0xF0, 0x41, 0xC3)
+    base = scored(["?"], 0.0)
+    broken = Completion(ids, (-1.0, -2.0, -3.0), Finish.LENGTH)
+    turn = replace(base.turns[0], completion=broken, text=tokenizer.decode(list(ids)))
+    folder = stored(tmp_path, [(0, "val", replace(base, turns=(turn,)))])
+    write_page(folder, tmp_path / "page.html", Choice(), tokenizer)
+    pieces = read(tmp_path / "page.html")["trajectories"][0]["turns"][0]["pieces"]
+    assert "".join(piece for piece, _ in pieces) == "\ufffdA\ufffd"
+    assert sum(p for _, p in pieces) == -6.0
+
+
+def test_the_last_that_fit_are_chosen(tmp_path):
+    made = [
+        (step, split, scored([f"{step} {split}"], float(step % 2)))
+        for step in range(6)
+        for split in ("train", "val")
+    ]
+    folder = stored(tmp_path, made)
+
+    def texts(**choice):
+        write_page(folder, tmp_path / "page.html", Choice(**choice))
+        shown = read(tmp_path / "page.html")["trajectories"]
+        return [t["turns"][0]["pieces"][0][0] for t in shown]
+
+    assert texts(most=3) == ["5 val", "5 train", "4 val"]
+    assert texts(step=2) == ["2 val", "2 train"]
+    assert texts(split="val", wrong=True) == ["4 val", "2 val", "0 val"]
+    with pytest.raises(DataError, match="no trajectory"):
+        texts(step=9)
+    with pytest.raises(DataError, match="no trajectory"):
+        texts(outcome="engine_error")
+
+
+def test_the_average_of_a_group_counts_siblings_that_are_not_shown(tmp_path):
+    siblings = [scored(["a"], value) for value in (1.0, 0.0, 0.5)]
+    folder = stored(tmp_path, [(1, "train", t) for t in siblings])
+    write_page(folder, tmp_path / "page.html", Choice(most=1))
+    assert read(tmp_path / "page.html")["trajectories"][0]["group"] == [0.5, 3]
+
+
+def test_what_a_model_writes_is_never_markup(tmp_path):
+    folder = stored(tmp_path, [(0, "train", scored([HOSTILE, HOSTILE], 0.0))])
+    write_page(folder, tmp_path / "page.html", Choice())
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("</script>") == 2 and "<b>bold" not in page and "<!--" not in page
+    (one,) = read(tmp_path / "page.html")["trajectories"]
+    assert one["turns"][0]["pieces"][0][0] == HOSTILE
+    assert "http:" not in page.replace("http-equiv", "") and "https:" not in page
+    assert "innerHTML" not in page
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="needs chromium")
+def test_a_browser_shows_hostile_text_as_text(tmp_path):
+    folder = stored(tmp_path, [(0, "train", scored([HOSTILE], 0.0))])
+    write_page(folder, tmp_path / "page.html", Choice())
+    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
+    words += ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    done = subprocess.run(
+        [*words, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=120
+    )
+    body = done.stdout.rpartition("<main")[2]
+    assert "&lt;/script&gt;&lt;script&gt;document.title" in body
+    assert "<title>" in done.stdout and "owned</title>" not in done.stdout
+    assert "1 of 1 trajectories" in done.stdout
+
+
+def test_the_command_finds_the_runs_tokenizer(tmp_path, capsys):
+    folder = stored(tmp_path, [(0, "train", scored(["hello"], 1.0))])
+    cli.main(["view", str(folder)], standalone_mode=False)
+    said = capsys.readouterr()
+    assert "1 trajectories →" in said.out and "--tokenizer" in said.err
+    assert not read(tmp_path / "trajectories.html")["tokens"]
+    policy = tmp_path / "checkpoints" / "step-000002" / "policy"
+    byte_tokenizer().save_pretrained(policy)
+    out = tmp_path / "other.html"
+    cli.main(["view", str(folder), "--out", str(out), "--split", "train"], standalone_mode=False)
+    assert read(out)["tokens"] and not capsys.readouterr().err
