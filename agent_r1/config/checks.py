@@ -189,11 +189,6 @@ def _run(config: Config) -> Iterator[str]:
             f"{trainer.resume_from_path or 'null'}: set resume_mode=resume_path and the path "
             "together, or neither"
         )
-    if trainer.test_freq > 0 and not config.data.val_files:
-        yield (
-            f"trainer.test_freq={trainer.test_freq} without data.val_files: there is nothing to "
-            "validate on; give val_files, or set test_freq=-1"
-        )
     types = {config.actor_rollout_ref.model.dtype, config.actor_rollout_ref.actor.autocast}
     if trainer.device == "cpu" and "float16" in types:
         yield "trainer.device=cpu cannot train in float16; use bfloat16 or float32"

@@ -66,6 +66,11 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
             "actor_rollout_ref.rollout.name=openai cannot train: a server gives no "
             "log-probabilities of what it sampled and takes no new weights; use embedded"
         )
+    if config.trainer.test_freq > 0 and not config.data.val_files:
+        raise ConfigError(
+            f"trainer.test_freq={config.trainer.test_freq} without data.val_files: there is "
+            "nothing to validate on; give val_files, or set test_freq=-1"
+        )
     credit = CreditAssigner(config.algorithm)
     grader = stack.enter_context(open_grader(config.reward))
     env = stack.enter_context(open_environment(config.tool, config.sandbox))

@@ -25,16 +25,18 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from agent_r1.monitor.records import read_stored
 
 STAGES = (("base", "base model"), ("cold-start", "cold start"), ("rl", "after RL"))
+"""An evaluation is in ``eval-NAME``; that of the newest checkpoint of RL in ``eval-rl-step-*``."""
 BLUE, GREEN, ORANGE, GREY = "#2563eb", "#059669", "#ea580c", "#9ca3af"
 
 
 def main(folder: Path) -> None:
-    results = {name: read_evaluation(folder / f"eval-{name}") for name, _ in STAGES}
+    places = {name: sorted(folder.glob(f"eval-{name}*"))[-1] for name, _ in STAGES}
+    results = {name: read_evaluation(place) for name, place in places.items()}
     rl = read_metrics(folder / "rl")
     programs = read_programs(folder / "rl" / "trajectories.jsonl")
     for row in rl:
         row |= programs.get(int(row["step"]), {})
-    (folder / "report.md").write_text(table(folder, results, rl))
+    (folder / "report.md").write_text(table(places, results, rl))
     draw(results, rl, folder / "curves.png")
     print((folder / "report.md").read_text())
     print(f"curves    {folder / 'curves.png'}")
@@ -86,7 +88,9 @@ def paired(before: dict[str, float], after: dict[str, float]) -> tuple[float, fl
     return fmean(gains), means[125], means[4874], min(1.0, 2 * tail)
 
 
-def table(folder: Path, results: dict[str, dict[str, Any]], rl: list[dict[str, Any]]) -> str:
+def table(
+    places: dict[str, Path], results: dict[str, dict[str, Any]], rl: list[dict[str, Any]]
+) -> str:
     lines = [
         "| | accuracy (95 % interval) | calls the tool | calls that run | turns | tokens written |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -101,7 +105,7 @@ def table(folder: Path, results: dict[str, dict[str, Any]], rl: list[dict[str, A
             f"| {report['tool_call_share']:.1%} | {'' if works is None else f'{works:.1%}'} "
             f"| {report['mean_turns']:.2f} | {report['mean_response_length']:.0f} |"
         )
-    gain, low, high, p = paired(solved(folder / "eval-cold-start"), solved(folder / "eval-rl"))
+    gain, low, high, p = paired(solved(places["cold-start"]), solved(places["rl"]))
     lines.append("")
     lines.append(
         f"RL against the cold start, on the same problems: {gain:+.1%} "

@@ -61,6 +61,7 @@ agent-r1 train --config "$here/rl.yaml" \
     actor_rollout_ref.model.path="$OUT/cold-start/policy" \
     data.train_files="$OUT/data/solvable.parquet" data.val_files="$OUT/data/test.parquet" \
     trainer.total_training_steps="$STEPS" trainer.default_local_dir="$OUT/rl"
-evaluate rl "$(ls -d "$OUT"/rl/checkpoints/step-*/policy | tail -n 1)"
+newest=$(ls -d "$OUT"/rl/checkpoints/step-* | tail -n 1)
+evaluate "rl-${newest##*/}" "$newest/policy"
 
 python "$here/report.py" "$OUT"

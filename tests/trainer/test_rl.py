@@ -162,6 +162,11 @@ def test_a_reward_that_raises_names_its_error(toy_config):
         train(toy_config(f"reward.name={TOY}:sometimes_raises", "data.val_files=[]"))
 
 
+def test_a_run_that_shall_validate_needs_something_to_validate_on(toy_config):
+    with pytest.raises(ConfigError, match=r"data\.val_files.*test_freq=-1"):
+        train(toy_config("trainer.test_freq=5", "data.val_files=[]"))
+
+
 def test_prompts_that_are_too_long_are_counted_or_refused(toy_config):
     with pytest.raises(DataError, match=r"data\.max_prompt_length"):
         train(toy_config("data.max_prompt_length=2"))
