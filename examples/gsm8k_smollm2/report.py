@@ -109,7 +109,7 @@ def table(
     lines.append("")
     lines.append(
         f"RL against the cold start, on the same problems: {gain:+.1%} "
-        f"[{low:+.1%}, {high:+.1%}], two-sided sign test p = {p:.3f}."
+        f"[{low:+.1%}, {high:+.1%}], two-sided sign test p = {p:.2g}."
     )
     steps = [row for row in rl if "timing_s/step" in row]
     minutes = sum(row["timing_s/step"] for row in steps) / 60

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SmolLM2-135M learns to solve GSM8K with a Python interpreter: cold start, reinforcement
-# learning, evaluation, report. About an hour and a half on two CPU cores. Run it again after
+# learning, evaluation, report. About 100 minutes on two CPU cores. Run it again after
 # an interruption: every stage goes on where it was.
 #
 #   bash examples/gsm8k_smollm2/run.sh
