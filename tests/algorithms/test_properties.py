@@ -23,7 +23,7 @@ ESTIMATORS = ADVANTAGES.names()
 LOSSES = sorted(set(POLICY_LOSSES.names()) - {"vanilla"})
 PER_TOKEN = ("turn_index", "values", "token_reward")
 SEEDS = st.integers(0, 2**31 - 1)
-EXAMPLES = settings(max_examples=40, deadline=None, derandomize=True)
+EXAMPLES = settings(max_examples=40, derandomize=True)
 
 
 def random_batch(seed: int, padding: int = 1) -> AdvantageInputs:

@@ -120,7 +120,7 @@ def test_padding_rows_carry_no_token_and_belong_to_nobody():
         batch.padded(2)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(sizes=st.lists(st.integers(0, 60), min_size=1, max_size=25), budget=st.integers(1, 120))
 def test_micro_batches_partition_the_rows_within_the_budget(sizes, budget):
     parts = token_budget_batches(torch.tensor(sizes), range(len(sizes)), budget)

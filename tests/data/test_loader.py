@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_r1.data.loader import TaskLoader
@@ -24,7 +24,6 @@ def test_the_order_is_fixed_for_ever():
     assert take(TaskLoader(tasks(7), 3, seed=1), 4) == [[5, 3, 0], [4, 2, 6], [5, 2, 3], [4, 1, 0]]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 10), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_an_epoch_uses_a_task_at_most_once(n, size, shuffle, drop_last, seed):
     if drop_last and n < size:
@@ -38,7 +37,6 @@ def test_an_epoch_uses_a_task_at_most_once(n, size, shuffle, drop_last, seed):
             assert used == list(range(len(used)))
 
 
-@settings(deadline=None)
 @given(st.integers(5, 20), st.integers(1, 5), st.booleans(), st.integers(0, 12))
 def test_a_resumed_loader_goes_on_exactly(n, size, drop_last, position):
     straight = TaskLoader(tasks(n), size, drop_last=drop_last, seed=3)

@@ -7,7 +7,7 @@ from agent_r1.models.packing import BUCKET_SLACK, pack
 rows_of_tokens = st.lists(st.lists(st.integers(0, 2), max_size=9), min_size=1, max_size=8)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=rows_of_tokens, share=st.booleans())
 def test_every_token_is_found_where_the_layout_says(rows, share):
     width = max(map(len, rows)) + 1
@@ -22,7 +22,7 @@ def test_every_token_is_found_where_the_layout_says(rows, share):
         assert layout.position_ids[0, node].tolist() == list(range(len(tokens)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rows=rows_of_tokens)
 def test_tokens_are_shared_exactly_where_their_whole_past_is_equal(rows):
     width = max(map(len, rows)) + 1
@@ -40,7 +40,7 @@ def test_tokens_are_shared_exactly_where_their_whole_past_is_equal(rows):
             assert by_node.setdefault(node, tuple(tokens[: i + 1])) == tuple(tokens[: i + 1])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12))
 def test_buckets_cover_the_stream_with_little_padding(sizes):
     ids = torch.arange(len(sizes) * 40).view(len(sizes), 40)  # nothing in common

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_r1.reward.answers import (
@@ -63,7 +63,6 @@ def test_a_repeated_instruction_is_no_answer_once_there_is_one():
     assert final_answer(rf"{echo} So: \boxed{{12}}") == "12"
 
 
-@settings(deadline=None)
 @given(st.text(max_size=200))
 def test_any_text_gives_an_answer_or_none(text):
     assert final_answer(text) is None or final_answer(text).strip()
@@ -178,7 +177,6 @@ def test_a_limit_never_interrupts_the_import_of_the_verifier():
     assert (done.stdout, done.stderr) == ("False\nTrue\n", "")
 
 
-@settings(deadline=None)
 @given(st.integers(-(10**12), 10**12))
 def test_a_number_equals_itself_however_it_is_written(number):
     assert as_number(f"{number:,}") == number

@@ -149,7 +149,7 @@ def _tracked(order: int, phase: Phase = Phase.PREFILL, **fields: Any) -> Tracked
     return Tracked(f"r{order}", order, False, phase=phase, **fields)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32), st.integers(1, 6))
 def test_rows_stay_dense_and_contents_follow_their_sequences(seed: int, limit: int) -> None:
     """Random lives; a model of the cache's contents is moved as the table says."""

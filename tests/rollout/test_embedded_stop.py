@@ -65,7 +65,7 @@ def test_stop_strings_win_over_end_tokens() -> None:
     assert found.candidates.tolist() == [False, True]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=20),
     st.lists(st.sampled_from(["</code>", "de>", "x", "é", "e</co", ">y", "dd"]), max_size=3),

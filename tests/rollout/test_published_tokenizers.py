@@ -110,7 +110,7 @@ def test_observations_are_what_they_say(codec, spelled, text):
     check_text(codec, spelled, text)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0▁"), min_size=1))
 def test_any_observation_is_what_it_says(codec, spelled, text):
     check_text(codec, spelled, text)

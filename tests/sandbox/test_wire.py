@@ -61,14 +61,14 @@ def compiler():
 
 
 @given(REQUESTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_request_survives_the_wire_exactly(request):
     data = wire.encode(wire.from_request(request))
     assert wire.to_request(wire.decode_request(data)) == request
 
 
 @given(command())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_result_survives_the_wire_exactly(result):
     restored, body = wire.to_result(wire.encode(wire.from_result(result, "here")))
     assert restored == result
@@ -76,7 +76,7 @@ def test_a_result_survives_the_wire_exactly(result):
 
 
 @given(command())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_foreign_clients_can_read_every_result_and_never_see_a_sandbox_error(result):
     data = json.loads(wire.encode(wire.from_result(result)))
     read = sandbox_fusion.RunCodeResponse(**data)

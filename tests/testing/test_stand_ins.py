@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_r1.errors import EngineError
@@ -31,7 +31,6 @@ def generate(engine, prompt="p", request_id="r", **params):
     return asyncio.run(engine.generate(TOKENIZER.encode(prompt), params, request_id))
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="utf-8")))
 def test_the_tokenizer_loses_nothing(text):
     ids = TOKENIZER.encode(text, add_special_tokens=False, split_special_tokens=True)

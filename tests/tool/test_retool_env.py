@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_r1.errors import ConfigError, SandboxUnavailable
@@ -77,7 +77,6 @@ def test_of_several_blocks_the_last_complete_one_is_run_and_nothing_is_joined():
     assert [request.code for request in executor.requests] == ["b = 2"]
 
 
-@settings(deadline=None)
 @given(st.text(), st.text(alphabet=st.characters(exclude_characters="<`"), min_size=1))
 def test_whatever_stands_before_the_block_does_not_change_the_program(before, code):
     assert program(f"{before}<code>{code}</code>") == program(f"<code>{code}</code>")

@@ -1,13 +1,12 @@
 """Truncation and neutralising of tool output."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from agent_r1.tool.text import between, neutralise, presentable, truncate
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), st.integers(1, 200))
 def test_never_longer_than_the_limit_and_untouched_when_it_fits(text, limit):
     cut = truncate(text, limit)
@@ -47,7 +46,6 @@ def test_a_hostile_run_of_marks_is_still_cut():
     assert len(truncate("a" + "\u0301" * 10_000, 100)) <= 100
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="<|/imend_coe> s", max_size=60))
 def test_nothing_that_acts_is_left(text):
     clean = neutralise(text, ["</code>"])
@@ -61,7 +59,6 @@ def test_ordinary_text_is_untouched():
     assert neutralise(text, ["</code>"]) == text
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="<|im>\U0001f469\u200d x", max_size=200), st.integers(1, 150))
 def test_what_is_shown_is_short_and_harmless(text, limit):
     shown = presentable(text * 3, limit, ["<mi>"])
