@@ -20,7 +20,15 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from agent_r1 import __version__
-from agent_r1.cli.base import OrderedGroup, configured, from_run, from_server, load, say
+from agent_r1.cli.base import (
+    OrderedGroup,
+    configured,
+    from_run,
+    from_server,
+    load,
+    policy_folder,
+    say,
+)
 from agent_r1.cli.data import data
 from agent_r1.cli.model import convert
 from agent_r1.cli.view import view
@@ -334,18 +342,18 @@ def _load_policy(
     """A configuration whose model is the policy of a run or checkpoint, if one is given."""
     from agent_r1.config import Config
 
-    policy = _policy_folder(run, checkpoint)
+    policy = policy_folder(run, checkpoint)
     chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
     base = run / "config.yaml" if run is not None else None
     return load(Config, file, [*chosen, *overrides], base=base)
 
 
 def _export_source(run: Path | None, checkpoint: Path | None) -> Path:
-    """Like :func:`_policy_folder`, but a checkpoint may be of another program."""
+    """Like :func:`policy_folder`, but a checkpoint may be of another program."""
     if checkpoint is not None:
         inside = (checkpoint / name for name in ("policy", "actor"))
         return next((folder for folder in inside if folder.is_dir()), checkpoint)
-    source = _policy_folder(run, None)
+    source = policy_folder(run, None)
     if source is None:
         raise ConfigError("nothing to export; give --run FOLDER or --checkpoint FOLDER")
     return source
@@ -356,21 +364,6 @@ def _policy_of(config: Config) -> dict[str, str]:
     if config.actor_rollout_ref.rollout.name == "openai":
         return {}
     return {"actor_rollout_ref__model__path": "./my-model (or give --run or --server)"}
-
-
-def _policy_folder(run: Path | None, checkpoint: Path | None) -> Path | None:
-    """The model folder of ``checkpoint``, else of the newest checkpoint of ``run``."""
-    if checkpoint is None and run is not None:
-        found = sorted(run.glob("checkpoints/step-*"), key=lambda p: (len(p.name), p.name))
-        if not found:
-            raise ConfigError(f"{run} has no checkpoint yet; give --checkpoint, or train further")
-        checkpoint = found[-1]
-    if checkpoint is None:
-        return None
-    policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint
-    if not (policy / "config.json").is_file():
-        raise ConfigError(f"{policy} is no model folder: it has no config.json")
-    return policy
 
 
 @contextmanager
@@ -388,6 +381,7 @@ def _finish(run_dir: Path) -> None:
     """Say where things are."""
     from agent_r1.errors import DataError
     from agent_r1.monitor.plot import plot_curve
+    from agent_r1.monitor.run import TRAJECTORIES_FILE
 
     try:
         curve: Path | None = plot_curve(run_dir)
@@ -397,7 +391,7 @@ def _finish(run_dir: Path) -> None:
     if curve is not None:
         click.echo(f"curve     {curve}")
     name = shlex.quote(str(run_dir))
-    trajectories = run_dir / "trajectories.jsonl"
+    trajectories = run_dir / TRAJECTORIES_FILE
     if trajectories.is_file() and trajectories.stat().st_size:
         click.echo(f"look      agent-r1 view {name}")
     if next(run_dir.glob("checkpoints/step-*/policy"), None) is not None:

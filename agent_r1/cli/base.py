@@ -126,3 +126,23 @@ def load(
 
 def say(text: str, *, colour: str) -> None:
     click.secho(text, fg=colour, err=True)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of the newest checkpoint of ``run``; :class:`ConfigError` if it has none."""
+    found = sorted(run.glob("checkpoints/step-*"), key=lambda p: (len(p.name), p.name))
+    if not found:
+        raise ConfigError(f"{run} has no checkpoint yet; give --checkpoint, or train further")
+    return found[-1]
+
+
+def policy_folder(run: Path | None, checkpoint: Path | None) -> Path | None:
+    """The model folder of ``checkpoint``, else of the newest checkpoint of ``run``."""
+    if checkpoint is None and run is not None:
+        checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
+        return None
+    policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint
+    if not (policy / "config.json").is_file():
+        raise ConfigError(f"{policy} is no model folder: it has no config.json")
+    return policy

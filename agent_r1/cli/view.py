@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from agent_r1.cli.base import ExampleCommand, say
+from agent_r1.cli.base import ExampleCommand, newest_checkpoint, say
 from agent_r1.errors import AgentR1Error, ConfigError
 from agent_r1.types import Outcome
 
@@ -63,14 +63,12 @@ def _tokenizer(folder: Path, given: Path | None) -> Any:
         return None
 
 
-def _model_of(folder: Path) -> str:
-    import yaml
+def _model_of(folder: Path) -> Path | str:
+    from agent_r1.config import Config
+    from agent_r1.config.load import load_section
 
-    checkpoints = sorted(folder.glob("checkpoints/step-*/policy"), key=lambda p: (len(str(p)), p))
-    if checkpoints:
-        return str(checkpoints[-1])
     try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text())
-        return str(settings["actor_rollout_ref"]["model"]["path"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder} names no model: {error!r}") from error
+        return newest_checkpoint(folder) / "policy"
+    except ConfigError:  # an evaluation, or a run before its first checkpoint
+        settings = load_section(Config, folder / "config.yaml", environ={})
+        return settings.actor_rollout_ref.model.path

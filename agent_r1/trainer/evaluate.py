@@ -21,6 +21,7 @@ from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.metrics import succeeded
 from agent_r1.monitor.records import encode_trajectory, load_trajectories
+from agent_r1.monitor.run import TRAJECTORIES_FILE
 from agent_r1.reward.answers import final_answer
 from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.group import Group, GroupRunner, usable
@@ -30,8 +31,6 @@ from agent_r1.trainer.interrupt import Interrupted, StopRequest
 from agent_r1.trainer.policy import open_policy
 from agent_r1.trainer.validation import Validator
 from agent_r1.types import Trajectory
-
-TRAJECTORIES_FILE = "trajectories.jsonl"
 
 
 @dataclass(frozen=True, slots=True)

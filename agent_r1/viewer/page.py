@@ -17,10 +17,10 @@ from typing import Any
 
 from agent_r1.errors import DataError
 from agent_r1.monitor.records import StoredTrajectory, read_stored
+from agent_r1.monitor.run import TRAJECTORIES_FILE
 from agent_r1.rollout.engines.embedded_stop import token_bytes
 from agent_r1.types import Trajectory, Turn
 
-TRAJECTORIES_FILE = "trajectories.jsonl"
 PAGE_FILE = "trajectories.html"
 _PLACE = "/*DATA*/"
 _LONGEST_CHARACTER = 4

@@ -13,6 +13,7 @@ from typing import Any
 
 from agent_r1.config.policy import ServerConfig
 from agent_r1.errors import EngineError
+from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engine import OnTokens
 from agent_r1.rollout.engines.openai_http import Retryable, ServerClient
 from agent_r1.rollout.engines.openai_text import CharacterTokenizer, Piece, read_prompt
@@ -46,7 +47,7 @@ class OpenAIEngine:
         client: ServerClient | None = None,
     ) -> None:
         self._config = config
-        self._tokenizer = tokenizer
+        self._codec = Codec(tokenizer)
         self._max_model_len = max_model_len
         self._chat = config.api.startswith("chat")
         self._characters = isinstance(tokenizer, CharacterTokenizer)
@@ -116,7 +117,7 @@ class OpenAIEngine:
                 start = len(answer.text)
                 answer.take(event)
                 if on_tokens is not None and len(answer.text) > start:
-                    on_tokens(self._encode(answer.text[start:]))
+                    on_tokens(self._codec.encode_text(answer.text[start:]))
                 if answer.stop is not None:
                     return
         answer.close()
@@ -124,7 +125,7 @@ class OpenAIEngine:
     def _completion(self, answer: _Answer) -> Completion:
         ids = answer.token_ids
         if self._characters or len(ids) < answer.pieces:
-            ids = self._encode(answer.text)
+            ids = list(self._codec.encode_text(answer.text))
         elif answer.stop is not None:
             ids = self._up_to(answer.stop, ids)
         counted = None
@@ -134,18 +135,8 @@ class OpenAIEngine:
 
     def _up_to(self, stop: str, ids: list[int]) -> list[int]:
         """Without the tokens behind the stop string: one event may carry several tokens."""
-        while stop in self._decode(ids[:-1]):
+        while stop in self._codec.decode(ids[:-1]):
             ids = ids[:-1]
-        return ids
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        text: str = self._tokenizer.decode(
-            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        return text
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 
     # --- the request ---------------------------------------------------------------------
@@ -174,10 +165,14 @@ class OpenAIEngine:
         if self._config.api == "completions" and not self._characters:
             return list(ids)
         # The server puts its own beginning-of-sequence token before a text.
-        begin = getattr(self._tokenizer, "bos_token_id", None)
+        tokenizer = self._codec.tokenizer
+        begin = getattr(tokenizer, "bos_token_id", None)
         if begin is not None and ids and ids[0] == begin:
             ids = ids[1:]
-        return self._decode(ids)
+        text: str = tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def _messages(self, ids: Sequence[int]) -> dict[str, Any]:
         messages, pieces = read_prompt(ids)
