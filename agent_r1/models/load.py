@@ -80,7 +80,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(path)
-    if folder.is_dir() and not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not _is_of_the_hub(path) and not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ModelError(
             f"{folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy the "
             "tokenizer files of the base model there, or save one with tokenizer.save_pretrained"
@@ -113,15 +113,23 @@ def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
         )
 
 
+def _is_of_the_hub(path: str | Path) -> bool:
+    """Whether this is no folder and may be a Hub name; :class:`ModelError` if it is neither."""
+    folder = Path(path)
+    if folder.exists():
+        return False
+    if folder.is_absolute() or os.fspath(path).startswith(".") or len(folder.parts) != 2:
+        raise ModelError(f"model folder {folder} does not exist; check the path")
+    return True
+
+
 def check_folder(path: str | Path) -> None:
     """Raise :class:`ModelError` if ``path`` looks like a folder but is no model folder.
 
     A Hub name such as ``owner/model`` passes: whether it exists only the Hub can say.
     """
     folder = Path(path)
-    if not folder.exists():
-        if folder.is_absolute() or os.fspath(path).startswith(".") or len(folder.parts) != 2:
-            raise ModelError(f"model folder {folder} does not exist; check the path")
+    if _is_of_the_hub(path):
         return
     if not folder.is_dir():
         raise ModelError(f"{folder} is a file; give the folder that holds config.json")

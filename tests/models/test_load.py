@@ -183,3 +183,9 @@ def test_what_is_no_gguf_file_is_a_model_error(tmp_path):
     with pytest.raises(ModelError, match=r"torn\.gguf"):
         convert_gguf(tmp_path / "torn.gguf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["/no/such/model", "./nothing", "nothing"])
+def test_a_tokenizer_of_a_folder_that_is_not_there_is_no_question_to_the_hub(path):
+    with pytest.raises(ModelError, match="does not exist; check the path"):
+        load_tokenizer(path)
