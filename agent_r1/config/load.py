@@ -68,7 +68,7 @@ def load_section(
     environ: Mapping[str, str] = os.environ,
 ) -> S:
     """Like :func:`load_config` for any tree of sections, without the cross-section checks."""
-    sources = list(_sources(file, overrides, environ))
+    sources = list(_sources(file, overrides, environ, root))
     reading = _Reading(root)
     layers = [reading.layer(source) for source in sources]
     _raise(reading.problems)
@@ -93,7 +93,8 @@ def changed_settings(file: Path, config: Section) -> list[str]:
     A key that the stored one lacks, because it is newer, counts as stored with its default.
     """
     stored = load_section(type(config), file, environ={})
-    before, now = (dict(_flatten(c.model_dump(mode="json"))) for c in (stored, config))
+    root = type(config)
+    before, now = (dict(_flatten(c.model_dump(mode="json"), root)) for c in (stored, config))
     return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
@@ -125,15 +126,18 @@ class _Source:
 
 
 def _sources(
-    file: Path | str | None, overrides: Sequence[str], environ: Mapping[str, str]
+    file: Path | str | None,
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
+    root: type[Section],
 ) -> Iterator[_Source]:
     if file is not None:
-        yield _Source(str(file), dict(_flatten(_read_file(Path(file)))))
+        yield _Source(str(file), dict(_flatten(_read_file(Path(file)), root)))
     words = _words(environ.get(OVERRIDES_VARIABLE, ""))
     if words:
-        yield _Source(OVERRIDES_VARIABLE, dict(_parse_overrides(words, OVERRIDES_VARIABLE)))
+        yield _Source(OVERRIDES_VARIABLE, _parse_overrides(words, OVERRIDES_VARIABLE, root))
     if overrides:
-        yield _Source("command line", dict(_parse_overrides(overrides, "command line")))
+        yield _Source("command line", _parse_overrides(overrides, "command line", root))
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -157,7 +161,8 @@ def _words(text: str) -> list[str]:
         raise ConfigError(f"{OVERRIDES_VARIABLE}={text!r} has an unclosed quote") from error
 
 
-def _parse_overrides(overrides: Iterable[str], origin: str) -> Iterator[tuple[str, Any]]:
+def _parse_overrides(overrides: Iterable[str], origin: str, root: type[Section]) -> dict[str, Any]:
+    given: dict[str, Any] = {}
     for word in overrides:
         key, equals, _ = word.partition("=")
         if not equals or not key.strip("+"):
@@ -165,12 +170,22 @@ def _parse_overrides(overrides: Iterable[str], origin: str) -> Iterator[tuple[st
         if key.startswith("~"):
             raise ConfigError(f"{word!r} ({origin}): keys cannot be removed; set {key[1:]}=null")
         try:
-            yield from _flatten(_plain(OmegaConf.from_dotlist([word.lstrip("+")])))
+            settings = _flatten(_plain(OmegaConf.from_dotlist([word.lstrip("+")])), root)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(
                 f"{word!r} ({origin}) is not valid YAML after the '='; in a shell put the value "
                 f'into single quotes, as in {key}=\'["a", "b"]\'. {_one_line(error)}'
             ) from error
+        for name, value in settings:
+            given[name] = _joined(given.get(name), value)
+    return given
+
+
+def _joined(before: Any, value: Any) -> Any:
+    """A mapping that is set in two places holds the entries of both, later ones first."""
+    if not (isinstance(before, Mapping) and isinstance(value, Mapping) and value):
+        return value
+    return {**before, **{name: _joined(before.get(name), each) for name, each in value.items()}}
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
@@ -179,13 +194,21 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; mappings are descended into, an empty one is a value."""
+def _flatten(
+    tree: Mapping[str, Any], root: type[Section], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values.
+
+    Mappings are descended into but for empty ones and those that are the value of a setting,
+    whose own keys may contain dots (``tool.tool_kwargs={'file.py:Name': ...}``).
+    """
     for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{name}.")
+        key = f"{prefix}{name}"
+        leaf = leaves(root).get(key)
+        if isinstance(value, Mapping) and value and not (leaf and leaf.is_mapping):
+            yield from _flatten(value, root, f"{key}.")
         else:
-            yield f"{prefix}{name}", value
+            yield key, value
 
 
 @dataclass(slots=True)
@@ -245,7 +268,7 @@ class _Reading:
     def explain(self, error: ValidationError, merged: Mapping[str, Any]) -> list[str]:
         """One line per wrong value, from pydantic's findings."""
         lines: dict[str, str] = {}
-        values = dict(_flatten(merged))
+        values = dict(_flatten(merged, self.root))
         for found in error.errors():
             key = ".".join(str(part) for part in found["loc"])
             while key and key not in leaves(self.root):

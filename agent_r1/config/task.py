@@ -236,9 +236,11 @@ class ToolConfig(Section):
     env_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the environment besides ``tools`` and ``max_tool_response_length``."""
     tools: Names = ("python",)
-    """Tools: registered names, ``package.module:Class`` or ``file.py:Class``."""
+    """Tools: registered names, or ``package.module:NAME`` or ``file.py:NAME`` of a tool class or a
+    function, whose signature and docstring describe it to the model."""
     tool_kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Arguments of each tool, by the name under which ``tools`` lists it."""
+    """Arguments of each tool, by the name under which ``tools`` lists it. Those of a function are
+    filled in and hidden from the model."""
     max_turns: PositiveInt = 8
     """Turns of the model in one trajectory."""
     max_tool_response_length: PositiveInt = 2048

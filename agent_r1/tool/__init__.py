@@ -7,16 +7,20 @@ from agent_r1.tool.base import (
     ToolResult,
     call_context,
 )
-from agent_r1.tool.registry import make_env, make_tool, register_env, register_tool
+from agent_r1.tool.registry import as_tool, make_env, make_tool, register_env, register_tool
+from agent_r1.tool.tools.function import FunctionTool, tool
 
 __all__ = [
     "BaseTool",
     "BaseToolEnv",
     "CallContext",
+    "FunctionTool",
     "ToolResult",
+    "as_tool",
     "call_context",
     "make_env",
     "make_tool",
     "register_env",
     "register_tool",
+    "tool",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from agent_r1.errors import ConfigError
 from agent_r1.registry import Registry, nearest
@@ -18,9 +18,13 @@ def _no_env(entry: object) -> str | None:
 
 
 def _no_tool(entry: object) -> str | None:
-    if isinstance(entry, type) and issubclass(entry, BaseTool):
+    if isinstance(entry, type):
+        fits = issubclass(entry, BaseTool)
+    else:
+        fits = isinstance(entry, BaseTool) or callable(entry)
+    if fits:
         return None
-    return f"{entry!r} is not a class derived from agent_r1.tool.base.BaseTool"
+    return f"{entry!r} is neither a class derived from agent_r1.tool.base.BaseTool nor a function"
 
 
 ENVS: Registry[type[BaseToolEnv]] = Registry(
@@ -32,7 +36,10 @@ ENVS: Registry[type[BaseToolEnv]] = Registry(
     },
     check=_no_env,
 )
-TOOLS: Registry[type[BaseTool]] = Registry(
+ToolEntry: TypeAlias = type[BaseTool] | BaseTool | Callable[..., Any]
+"""What stands under the name of a tool: its class, a finished tool, or a plain function."""
+
+TOOLS: Registry[ToolEntry] = Registry(
     "tool",
     group="agent_r1.tools",
     builtin={"python": "agent_r1.tool.tools.python:PythonTool"},
@@ -45,19 +52,53 @@ def register_env(name: str) -> Callable[[type[BaseToolEnv]], type[BaseToolEnv]]:
     return ENVS.register(name)
 
 
-def register_tool(name: str) -> Callable[[type[BaseTool]], type[BaseTool]]:
-    """Class decorator: make a tool available in ``tool.tools=[NAME]``."""
-    return TOOLS.register(name)
+E = TypeVar("E", bound=ToolEntry)
+
+
+def register_tool(name: str) -> Callable[[E], E]:
+    """Decorator of a class or a function: make it available in ``tool.tools=[NAME]``."""
+
+    def add(entry: E) -> E:
+        TOOLS.register(name)(entry)
+        return entry
+
+    return add
 
 
 def make_tool(name: str, **options: Any) -> BaseTool:
     """Make the tool of this name or path.
 
+    ``options`` are the arguments of a class. Those of a function are filled in for good, and
+    the model never sees the parameters that they fill.
+
     Raises:
         RegistryError: there is none.
         ConfigError: it does not take one of the options, or asks for one more.
+        ToolError: a function cannot be described to a model.
     """
-    return construct(TOOLS.get(name), name, options)  # type: ignore[no-any-return]
+    entry = TOOLS.get(name)
+    if isinstance(entry, type):
+        return construct(entry, name, options)  # type: ignore[no-any-return]
+    from agent_r1.tool.tools.function import FunctionTool
+
+    made = entry if isinstance(entry, BaseTool) else FunctionTool(entry)
+    if not options:
+        return made
+    if not isinstance(made, FunctionTool):
+        raise ConfigError(
+            f"{name!r} is a finished tool and takes no {', '.join(options)}; name its class to "
+            "give it options"
+        )
+    return made.with_arguments(options)
+
+
+def as_tool(given: BaseTool | Callable[..., Any]) -> BaseTool:
+    """``given``, where it is a function as the tool that calls it."""
+    if isinstance(given, BaseTool):
+        return given
+    from agent_r1.tool.tools.function import FunctionTool
+
+    return FunctionTool(given)
 
 
 def make_env(name: str, tools: Sequence[BaseTool], **options: Any) -> BaseToolEnv:

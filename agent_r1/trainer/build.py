@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,16 +22,15 @@ from agent_r1.errors import ConfigError, DataError
 from agent_r1.models.load import check_vocabulary, load_model
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
-from agent_r1.registry import import_path
 from agent_r1.reward.grader import Grader
 from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
 from agent_r1.rollout.group import GroupRunner, Scorer
-from agent_r1.sandbox.base import Executor, Limits
-from agent_r1.tool.base import BaseTool, BaseToolEnv
-from agent_r1.tool.registry import ENVS, TOOLS, make_env, make_tool
+from agent_r1.tool.base import BaseToolEnv
+from agent_r1.tool.open import open_tools
+from agent_r1.tool.registry import ENVS, make_env
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.rl import Parts, RLTrainer
@@ -117,54 +115,13 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
 def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseToolEnv]:
     """The configured environment with its tools and, if one of them runs programs, a sandbox."""
     env_class = ENVS.get(tool.env)
-    tool_classes = [TOOLS.get(name) for name in tool.tools]
-    with ExitStack() as stack:
-        executor: Executor | None = None
-        if any(_takes(each, "executor") for each in tool_classes):
-            executor = build_executor(sandbox)
-            stack.callback(executor.close)
-        tools = []
-        for name, each in zip(tool.tools, tool_classes, strict=True):
-            tools.append(_make_tool(name, each, tool, sandbox, executor))
-            stack.callback(tools[-1].close)
+    with open_tools(tool, sandbox) as tools, ExitStack() as stack:
         options = dict(tool.env_kwargs)
         if _takes(env_class, "max_tool_response_length"):
             options.setdefault("max_tool_response_length", tool.max_tool_response_length)
         env = make_env(tool.env, tools if _takes(env_class, "tools") else [], **options)
         stack.callback(env.close)
         yield env
-
-
-def _make_tool(
-    name: str,
-    tool_class: type[BaseTool],
-    tool: ToolConfig,
-    sandbox: SandboxConfig,
-    executor: Executor | None,
-) -> BaseTool:
-    """A tool with its own options; what concerns the sandbox is offered to those that ask."""
-    offered = {
-        "executor": executor,
-        "limits": Limits(**sandbox.limits.model_dump()),
-        "session": sandbox.session == "trajectory",
-    }
-    options = {key: value for key, value in offered.items() if _takes(tool_class, key)}
-    return make_tool(name, **{**options, **tool.tool_kwargs.get(name, {})})
-
-
-def build_executor(sandbox: SandboxConfig) -> Executor:
-    """The embedded sandbox, a client of sandbox services, or what a dotted path names."""
-    if sandbox.executor == "embedded":
-        from agent_r1.sandbox.embedded import EmbeddedExecutor
-
-        return EmbeddedExecutor(workers=sandbox.workers, isolation=sandbox.isolation)
-    if sandbox.executor == "http":
-        from agent_r1.sandbox.client import SandboxClient
-
-        token = os.environ.get(sandbox.token_env)
-        return SandboxClient(list(sandbox.endpoints) or None, token=token)
-    executor: Executor = import_path(sandbox.executor)(sandbox)
-    return executor
 
 
 def _takes(factory: type, option: str) -> bool:

@@ -237,3 +237,17 @@ def test_minus_one_means_all():
 def test_a_remark_is_a_warning_with_the_way_out():
     with pytest.warns(ConfigWarning, match="use top_p=1 and top_k=0"):
         load("actor_rollout_ref.rollout.top_p=0.9")
+
+
+def test_keys_of_a_mapping_may_contain_dots_and_are_gathered_from_all_places(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("tool: {tool_kwargs: {'shop.py:PriceList': {currency: EUR, strict: true}}}")
+    settings = [
+        "tool.tool_kwargs={'shop.py:PriceList': {currency: USD}}",
+        "tool.tool_kwargs.python.session=true",
+        "tool.tool_kwargs.python.last_expression=true",
+    ]
+    assert load_config(file, settings, environ={}).tool.tool_kwargs == {
+        "shop.py:PriceList": {"currency": "USD", "strict": True},
+        "python": {"session": True, "last_expression": True},
+    }

@@ -1,0 +1,64 @@
+"""The configured tools, opened: with the sandbox that some need, and closed when done."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from agent_r1.config.task import SandboxConfig, ToolConfig
+from agent_r1.registry import import_path
+from agent_r1.sandbox.base import Executor, Limits
+from agent_r1.tool.base import BaseTool
+from agent_r1.tool.registry import TOOLS, make_tool
+
+
+@contextmanager
+def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTool]]:
+    """The tools of a configuration in the order in which it lists them.
+
+    What concerns the sandbox is offered to the classes whose constructors ask for it; one
+    sandbox serves them all, and none is started where nobody asks.
+
+    Raises:
+        RegistryError: a name is not known.
+        ConfigError, ToolError: a tool cannot be made; the message says why.
+    """
+    entries = [TOOLS.get(name) for name in tool.tools]
+    with ExitStack() as stack:
+        offered: dict[str, Any] = {
+            "executor": None,
+            "limits": Limits(**sandbox.limits.model_dump()),
+            "session": sandbox.session == "trajectory",
+        }
+        if any(_takes(entry, "executor") for entry in entries):
+            offered["executor"] = build_executor(sandbox)
+            stack.callback(offered["executor"].close)
+        tools: list[BaseTool] = []
+        for name, entry in zip(tool.tools, entries, strict=True):
+            options = {key: value for key, value in offered.items() if _takes(entry, key)}
+            tools.append(make_tool(name, **{**options, **tool.tool_kwargs.get(name, {})}))
+            stack.callback(tools[-1].close)
+        yield tools
+
+
+def build_executor(sandbox: SandboxConfig) -> Executor:
+    """The embedded sandbox, a client of sandbox services, or what a dotted path names."""
+    if sandbox.executor == "embedded":
+        from agent_r1.sandbox.embedded import EmbeddedExecutor
+
+        return EmbeddedExecutor(workers=sandbox.workers, isolation=sandbox.isolation)
+    if sandbox.executor == "http":
+        from agent_r1.sandbox.client import SandboxClient
+
+        token = os.environ.get(sandbox.token_env)
+        return SandboxClient(list(sandbox.endpoints) or None, token=token)
+    executor: Executor = import_path(sandbox.executor)(sandbox)
+    return executor
+
+
+def _takes(entry: object, option: str) -> bool:
+    """Whether the constructor of a tool class has this parameter; functions are offered none."""
+    return isinstance(entry, type) and option in inspect.signature(entry).parameters
