@@ -11,7 +11,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, overload
 
-from docstring_parser import parse as parse_docstring
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 from pydantic.json_schema import GenerateJsonSchema
@@ -67,6 +66,8 @@ class FunctionTool(BaseTool):
         self.fn = fn
         self._report = report
         self._is_async = inspect.iscoroutinefunction(plain)
+        from docstring_parser import parse as parse_docstring
+
         doc = parse_docstring(inspect.getdoc(plain) or "")
         self.description = description or (doc.description or "").strip()
         if not self.description:
