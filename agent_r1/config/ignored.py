@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 _PACKING = "micro-batches are packed by tokens; set ppo_max_token_len_per_gpu"
-_SHARDING = "sharding and offloading are decided from the hardware"
+_SHARDING = "one process trains on one device; optim.offload and ref.offload save its memory"
 _ENGINE = "the embedded engine sizes its cache and batches itself; see rollout.max_num_seqs"
 _BACKEND = "there is one training backend"
-_LORA = "adapters are not supported: all weights are trained"
+_LORA = "adapters are described by lora_rank, lora_alpha and target_modules alone"
 _REWARD_MODEL = "rewards are functions; a reward model can be called from one (reward.name)"
 _PROFILER = "profiling is done from outside, for example with py-spy or torch.profiler"
 _MULTIMODAL = "models are text only"
@@ -91,11 +91,8 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.model.fused_kernel_options.*": _ALWAYS,
     "actor_rollout_ref.model.lora.*": _LORA,
     "actor_rollout_ref.model.lora_adapter_path": _LORA,
-    "actor_rollout_ref.model.lora_alpha": _LORA,
-    "actor_rollout_ref.model.lora_rank": _LORA,
     "actor_rollout_ref.model.mtp.*": _BACKEND,
     "actor_rollout_ref.model.override_config.*": "edit config.json in the model folder",
-    "actor_rollout_ref.model.target_modules": _LORA,
     "actor_rollout_ref.model.tokenizer_path": "the tokenizer is that of the model folder",
     "actor_rollout_ref.model.use_fused_kernels": _ALWAYS,
     "actor_rollout_ref.model.use_liger": _ALWAYS,

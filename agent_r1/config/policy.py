@@ -46,10 +46,11 @@ class OptimConfig(Section):
     """An optimizer and its learning-rate schedule. A step is one optimizer step."""
 
     name: Annotated[
-        Literal["adamw", "muon"],
+        Literal["adamw", "adamw_8bit", "muon"],
         BeforeValidator(lambda v: v.lower() if isinstance(v, str) else v),
     ] = "adamw"
-    """``muon`` orthogonalises the updates of weight matrices and uses AdamW for the rest."""
+    """``muon`` orthogonalises the updates of weight matrices and uses AdamW for the rest;
+    ``adamw_8bit`` keeps both moments in 8 bits (package ``torchao``): 2 bytes a weight, not 8."""
     lr: PositiveFloat = 1e-6
     """Peak learning rate."""
     weight_decay: NonNegativeFloat = 0.01
@@ -66,6 +67,9 @@ class OptimConfig(Section):
     """Warm-up as a share of all optimizer steps."""
     min_lr_ratio: Share = 0.0
     """Where ``linear`` and ``cosine`` end, as a share of ``lr``."""
+    offload: bool = False
+    """Keep float32 weights and moments in the machine's memory and update them there: 12 bytes a
+    weight less on the GPU, some seconds more per step."""
 
 
 class ModelConfig(Section):
@@ -79,6 +83,14 @@ class ModelConfig(Section):
     """Run Python code that comes with the model folder. It is not sandboxed."""
     enable_gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the low-rank adapters (package ``peft``) that are trained in place of the weights;
+    0: none. The reference policy is then the model without them, at no memory."""
+    lora_alpha: PositiveFloat = 16.0
+    """Adapters are scaled by ``lora_alpha / lora_rank``."""
+    target_modules: Names = ("all-linear",)
+    """Layers with adapters: ends of their names, as ``[q_proj, v_proj]``, or ``all-linear`` for
+    every linear layer but the output layer."""
     custom_chat_template: str | None = None
     """Chat template in place of the tokenizer's: a Jinja file, or the text of a template."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -145,6 +157,8 @@ class RefConfig(Section):
 
     path: str | None = None
     """Model folder. null: the policy as it was before training."""
+    offload: bool = False
+    """Keep the reference in the machine's memory; it is on the GPU only while it is asked."""
 
 
 class SamplingConfig(Section):
@@ -235,6 +249,12 @@ class CriticModelConfig(Section):
 
     path: str | None = None
     """Model folder to start from. null: ``actor_rollout_ref.model.path``."""
+    lora_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of the critic's adapters; 0: all of its weights are trained."""
+    lora_alpha: PositiveFloat = 16.0
+    """Adapters are scaled by ``lora_alpha / lora_rank``."""
+    target_modules: Names = ("all-linear",)
+    """Layers with adapters, as for the policy."""
 
 
 class CriticConfig(Section):

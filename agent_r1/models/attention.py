@@ -8,6 +8,8 @@ built: right-padded causal rows need none, and a sliding window is done in query
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -79,7 +81,9 @@ def packed_attention_forward(
         rows = [tensor.index_select(0, packing.expand) for tensor in rows]
     window = None if not sliding_window or sliding_window >= packing.max_length else sliding_window
     if rows[0].is_cuda and softcap is None and rows[0].dtype in (torch.bfloat16, torch.float16):
-        output = _varlen(rows[0], rows[1], rows[2], packing, scale, window)
+        cu, longest = packing.cu_lengths, packing.max_length
+        q, k, v = rows
+        output = ragged_attention(q, k, v, cu, cu, longest, longest, scale, window)
     else:
         pieces = [_bucket_attention(rows, b, scale, window, softcap) for b in packing.buckets]
         output = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -110,28 +114,49 @@ def _exact(scores: Tensor) -> Tensor:
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
-def _varlen(
-    q: Tensor, k: Tensor, v: Tensor, packing: PackedLayout, scale: float, window: int | None
+def ragged_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    window: int | None = None,
 ) -> Tensor:
-    """Flash attention over ragged rows on a GPU. ``[M, H, D] -> [M, H, D]``."""
+    """Causal flash attention over ragged rows on a GPU, in bfloat16 or float16.
+
+    ``q[M, H, D]`` and ``k``, ``v`` ``[N, H_kv, D]`` hold the rows one after another, row ``i``
+    at ``cu[i] .. cu[i + 1]`` (int32). A row's queries are the last of its keys. ``window``
+    counts the keys that a query sees, itself included.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
     left = -1 if window is None else window - 1
-    longest = packing.max_length
+    # Torch before 2.12 has no such parameter: its kernel tells from the shapes.
+    grouped: dict[str, Any] = (
+        {"enable_gqa": q.shape[1] != k.shape[1]} if _takes_gqa(varlen_attn) else {}
+    )
     result = varlen_attn(
         q.contiguous(),
         k.contiguous(),
         v.contiguous(),
-        packing.cu_lengths,
-        packing.cu_lengths,
-        longest,
-        longest,
+        cu_q,
+        cu_k,
+        max_q,
+        max_k,
         scale=scale,
         window_size=(left, 0),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     assert isinstance(result, Tensor)  # a tuple only when auxiliary outputs are asked for
     return result
+
+
+@cache
+def _takes_gqa(function: Callable[..., Any]) -> bool:
+    return "enable_gqa" in inspect.signature(function).parameters
 
 
 def _bucket_attention(

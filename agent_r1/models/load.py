@@ -20,6 +20,7 @@ from torch import nn
 from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
 from agent_r1.models.logprobs import packed_states, token_logprobs
+from agent_r1.models.lora import has_lora, merged_state, save_adapter
 from agent_r1.models.recompute import recompute_elementwise
 
 DTYPES = {
@@ -99,6 +100,23 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def visiting(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have a frozen ``model`` on ``device`` while the context lasts.
+
+    Its tensors at home stay where they are, so that coming back copies nothing.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    homes = [tensor.data for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.to(device, non_blocking=True)
+    try:
+        yield
+    finally:
+        for tensor, home in zip(tensors, homes, strict=True):
+            tensor.data = home
 
 
 def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
@@ -251,7 +269,11 @@ def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Pat
         raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
     try:
         with _without_progress_bars(work):
-            model.save_pretrained(work)  # type: ignore[operator]
+            if has_lora(model):
+                model.save_pretrained(work, state_dict=merged_state(model))  # type: ignore[operator]
+                save_adapter(model, work / "adapter", str(model.config._name_or_path))  # type: ignore[union-attr]
+            else:
+                model.save_pretrained(work)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         flush_folder(work)
@@ -282,8 +304,8 @@ def _without_progress_bars(path: str | Path) -> Iterator[None]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Force the files of a folder to the disk, and the folder itself."""
-    for file in [*folder.iterdir(), folder]:
+    """Force everything below a folder to the disk, and the folder itself."""
+    for file in [*folder.rglob("*"), folder]:
         handle = os.open(file, os.O_RDONLY)
         try:
             os.fsync(handle)

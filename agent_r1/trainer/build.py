@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.algorithms.shaping import overlong_penalty
+from agent_r1.config.policy import CriticModelConfig, ModelConfig
 from agent_r1.config.schema import Config, RewardConfig, SandboxConfig, ToolConfig
 from agent_r1.data.loader import TaskLoader
 from agent_r1.data.sources import load_configured, split_overlong
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.models.load import check_vocabulary, load_model
+from agent_r1.models.lora import add_lora
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
 from agent_r1.reward.grader import Grader
@@ -241,11 +243,16 @@ def build_worker(
     load = model_loader(config)
     policy = load(roles.model.path)
     check_vocabulary(policy, tokenizer)
-    wants_ref = actor.use_kl_loss or credit.needs_ref
-    reference = load(roles.ref.path or roles.model.path) if wants_ref else None
+    reference = None
+    base_is_reference = roles.model.lora_rank > 0 and roles.ref.path is None
+    if (actor.use_kl_loss or credit.needs_ref) and not base_is_reference:
+        home = "cpu" if roles.ref.offload else None
+        reference = load(roles.ref.path or roles.model.path, device=home)
+    _add_adapters(policy, roles.model)
     critic = None
     if credit.needs_values:
         critic = ValueModel(load(config.critic.model.path or roles.model.path))
+        _add_adapters(critic.trunk, config.critic.model)
     prompts = config.data.train_batch_size
     mini_batch = config.critic.ppo_mini_batch_size or actor.ppo_mini_batch_size
     return LocalWorker(
@@ -270,18 +277,28 @@ def build_worker(
     )
 
 
-def model_loader(config: Config) -> Callable[[str], Any]:
+def _add_adapters(model: Any, settings: ModelConfig | CriticModelConfig) -> None:
+    if settings.lora_rank:
+        add_lora(
+            model,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            targets=settings.target_modules,
+        )
+
+
+def model_loader(config: Config) -> Callable[..., Any]:
     """``load(path)`` with the device, the type and the safety that are configured."""
-    model, device = config.actor_rollout_ref.model, pick_device(config.trainer.device)
+    model, default = config.actor_rollout_ref.model, pick_device(config.trainer.device)
     dtype = model.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        dtype = "bfloat16" if default == "cuda" else "float32"
 
-    def load(path: str) -> Any:
+    def load(path: str, *, device: str | None = None) -> Any:
         return load_model(
             path,
             dtype,
-            device,
+            device or default,
             trust_remote_code=model.trust_remote_code,
             gradient_checkpointing=model.enable_gradient_checkpointing,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 
 from agent_r1.config.policy import OptimConfig
 from agent_r1.config.sft import SftOptimConfig
+from agent_r1.errors import ConfigError
 
 Schedule = Callable[[int], float]
 """Number of finished steps to a factor of the peak learning rate, for the next step."""
@@ -38,7 +39,7 @@ class OptimizerSet:
         factor = self._schedule(done)
         for optimizer, peaks in zip(self._optimizers, self._peaks, strict=True):
             for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * factor
+                _set_rate(group, peak * factor)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return self._peaks[0][0] * factor
@@ -51,10 +52,28 @@ class OptimizerSet:
             optimizer.load_state_dict(part)
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig, total_steps: int) -> OptimizerSet:
-    """The optimizers of ``config`` for all trainable weights of ``model``."""
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    """Torchao keeps the rate in a tensor, so that its compiled step need not change."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def build_optimizers(
+    model: nn.Module,
+    config: OptimConfig,
+    total_steps: int,
+    masters: Mapping[int, nn.Parameter] | None = None,
+) -> OptimizerSet:
+    """The optimizers of ``config`` for all trainable weights of ``model``.
+
+    ``masters`` maps ``id(weight)`` to the tensor that is updated in the weight's place.
+    """
     extra = config if isinstance(config, SftOptimConfig) else SftOptimConfig(lr=config.lr)
     matrices, others = _split(model) if config.name == "muon" else ([], _trainable(model))
+    if masters is not None:
+        matrices, others = ([masters[id(p)] for p in part] for part in (matrices, others))
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(
@@ -62,17 +81,26 @@ def build_optimizers(model: nn.Module, config: OptimConfig, total_steps: int) ->
                 matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=extra.momentum
             )
         )
-    rate = config.lr if config.name == "adamw" or extra.lr_rest is None else extra.lr_rest
-    optimizers.append(
-        torch.optim.AdamW(
-            _decay_groups(others, config.weight_decay),
-            lr=rate,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
-    )
+    rate = extra.lr_rest if config.name == "muon" and extra.lr_rest is not None else config.lr
+    optimizers.append(_adamw(_decay_groups(others, config.weight_decay), rate, config))
     return OptimizerSet(optimizers, schedule(config, total_steps, extra.lr_decay_ratio))
+
+
+def _adamw(groups: list[dict[str, Any]], rate: float, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW, or the one of torchao that keeps both moments in 8 bits (Dettmers et al.,
+    arXiv 2110.02861: block-wise, dynamic quantisation).
+    """
+    if config.name != "adamw_8bit":
+        return torch.optim.AdamW(groups, lr=rate, betas=config.betas, eps=config.eps, fused=True)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise ConfigError(
+            "optim.name=adamw_8bit needs the package torchao; install it with "
+            "pip install 'agent-r1[torchao]', or set optim.name=adamw"
+        ) from error
+    made: torch.optim.Optimizer = AdamW8bit(groups, lr=rate, betas=config.betas, eps=config.eps)
+    return made
 
 
 def schedule(config: OptimConfig, total_steps: int, decay_ratio: float = 1.0) -> Schedule:

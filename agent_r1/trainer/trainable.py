@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,10 +31,13 @@ class StepResult:
 class Trainable:
     """A module, its optimizers, and what an exact continuation needs of both.
 
-    Weights in a 16-bit type are updated through a float32 copy, in which gradients of
-    micro-batches are summed too: at learning rates of reinforcement learning an update is
-    smaller than a bfloat16 weight can show. A non-finite loss or gradient norm costs the
-    step and nothing else.
+    Weights in a 16-bit type are updated through float32 copies (*masters*), in which
+    gradients of micro-batches are summed too: at learning rates of reinforcement learning an
+    update is smaller than a bfloat16 weight can show. Only what is trained has a master, so
+    a frozen base under adapters costs its weights and nothing else. With ``optim.offload``
+    masters and moments live in the machine's memory and are updated there; gradients are
+    summed on the device all the same. A non-finite loss or gradient norm costs the step and
+    nothing else.
     """
 
     def __init__(
@@ -50,19 +52,18 @@ class Trainable:
         self.module = module
         self.steps = 0
         self._grad_clip = grad_clip
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
-        narrow = any(p.dtype in (torch.bfloat16, torch.float16) for p in self._parameters)
-        self._master = copy.deepcopy(module).float() if narrow else module
-        self._masters = [p for p in self._master.parameters() if p.requires_grad]
-        self._optimizers = build_optimizers(self._master, config, total_steps)
+        self._slots = _slots(module, offload=config.offload)
+        masters = {id(slot.parameter): slot.master for slot in self._slots}
+        self._optimizers = build_optimizers(module, config, total_steps, masters)
         self._autocast = None if autocast == "off" else getattr(torch, autocast)
         self._scale = LOSS_SCALE_START if self._autocast is torch.float16 else 1.0
         self._good_steps = 0
         self._finite = True
+        self._complete = all(parameter.requires_grad for parameter in module.parameters())
 
     @property
     def device(self) -> torch.device:
-        return self._parameters[0].device
+        return self._slots[0].parameter.device
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of forward passes, as configured."""
@@ -77,7 +78,6 @@ class Trainable:
             self._finite = False
         elif loss.requires_grad:
             (loss * self._scale).backward()  # type: ignore[no-untyped-call]
-            self._widen()
         return value
 
     def step(self) -> StepResult:
@@ -87,18 +87,26 @@ class Trainable:
             self._forget()
             return StepResult(norm, 0.0, skipped=True)
         if norm > self._grad_clip:
-            torch._foreach_mul_(_gradients(self._masters), self._grad_clip / norm)
+            torch._foreach_mul_(self._gradients(), self._grad_clip / norm)
+        for slot in self._slots:
+            slot.hand_over()
         rate = self._optimizers.step(self.steps)
-        self._narrow()
+        for slot in self._slots:
+            slot.narrow()
         self.steps += 1
         self._grow_scale()
         return StepResult(norm, rate, skipped=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, float32 copies, moments, counters: tensors and plain values only."""
+        """Weights, masters, moments, counters: tensors and plain values only.
+
+        Of a module that is trained in part (adapters on a frozen base) only that part.
+        """
+        masters = {s.name: s.master.detach() for s in self._slots if s.master is not s.parameter}
+        trained = {s.name: s.parameter.detach() for s in self._slots}
         return {
-            "module": self.module.state_dict(),
-            "master": None if self._master is self.module else self._master.state_dict(),
+            "module": self.module.state_dict() if self._complete else trained,
+            "master": masters or None,
             "optimizers": self._optimizers.state_dict(),
             "steps": self.steps,
             "scale": self._scale,
@@ -107,32 +115,21 @@ class Trainable:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where :meth:`state_dict` was taken."""
-        self.module.load_state_dict(state["module"])
-        if self._master is not self.module:
-            self._master.load_state_dict(state["master"])
+        self.module.load_state_dict(state["module"], strict=self._complete)
+        with torch.no_grad():
+            for slot in self._slots:
+                if slot.master is not slot.parameter:
+                    slot.master.copy_((state["master"] or state["module"])[slot.name])
         self._optimizers.load_state_dict(state["optimizers"])
         self.steps = int(state["steps"])
         self._scale = float(state["scale"])
         self._good_steps = int(state["good_steps"])
 
-    def _widen(self) -> None:
-        """Move 16-bit gradients into the float32 copies, so that their sum is exact."""
-        if self._master is self.module:
-            return
-        for parameter, master in zip(self._parameters, self._masters, strict=True):
-            if parameter.grad is not None:
-                gradient = parameter.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-                parameter.grad = None
-
-    @torch.no_grad()
-    def _narrow(self) -> None:
-        if self._master is not self.module:
-            for parameter, master in zip(self._parameters, self._masters, strict=True):
-                parameter.copy_(master)
+    def _gradients(self) -> list[Tensor]:
+        return [slot.gradient for slot in self._slots if slot.gradient is not None]
 
     def _unscaled_norm(self) -> float:
-        gradients = _gradients(self._masters)
+        gradients = self._gradients()
         if not gradients:
             return 0.0
         if self._scale != 1.0:
@@ -142,8 +139,8 @@ class Trainable:
     def _forget(self) -> None:
         self._finite = True
         self._good_steps = 0
-        for parameter in (*self._parameters, *self._masters):
-            parameter.grad = None
+        for slot in self._slots:
+            slot.forget()
         if self._autocast is torch.float16:
             self._scale = max(1.0, self._scale / 2)
 
@@ -153,5 +150,59 @@ class Trainable:
             self._scale *= 2
 
 
-def _gradients(parameters: list[nn.Parameter]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
+class _Slot:
+    """One trained parameter, the tensor that the optimizer updates, and the summed gradient.
+
+    ``master`` is the parameter itself where it is float32 (or wider) and not offloaded. Else
+    autograd's 16-bit gradient is added to a float32 sum the moment it is complete and given
+    up at once, so that never more than one of them exists.
+    """
+
+    __slots__ = ("_hook", "_sum", "master", "name", "parameter")
+
+    def __init__(self, name: str, parameter: nn.Parameter, *, offload: bool) -> None:
+        self.name = name
+        self.parameter = parameter
+        narrow = parameter.dtype in (torch.bfloat16, torch.float16)
+        self.master = parameter
+        self._sum: Tensor | None = None
+        if narrow or offload:
+            device = torch.device("cpu") if offload else parameter.device
+            exact = parameter.detach().to(device, torch.promote_types(parameter.dtype, torch.float))
+            self.master = nn.Parameter(exact.clone())
+            register: Any = parameter.register_post_accumulate_grad_hook
+            self._hook = register(self._widen)
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The sum so far, on the parameter's device."""
+        return self.parameter.grad if self.master is self.parameter else self._sum
+
+    def hand_over(self) -> None:
+        """Give the sum to the optimizer."""
+        if self.master is not self.parameter:
+            total, self._sum = self._sum, None
+            self.master.grad = None if total is None else total.to(self.master.device)
+
+    @torch.no_grad()
+    def narrow(self) -> None:
+        """Round the updated master to the parameter."""
+        if self.master is not self.parameter:
+            self.parameter.copy_(self.master)
+
+    def forget(self) -> None:
+        self.parameter.grad = self.master.grad = self._sum = None
+
+    def _widen(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        fresh = parameter.grad.to(self.master.dtype)
+        self._sum = fresh if self._sum is None else self._sum.add_(fresh)
+        parameter.grad = None
+
+
+def _slots(module: nn.Module, *, offload: bool) -> Sequence[_Slot]:
+    return [
+        _Slot(name, parameter, offload=offload)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]

@@ -29,8 +29,9 @@ from agent_r1.algorithms.stats import value_stats
 from agent_r1.config.policy import ActorConfig, CriticConfig
 from agent_r1.data.batch import Batch
 from agent_r1.errors import ConfigError
-from agent_r1.models.load import save_model
+from agent_r1.models.load import save_model, visiting
 from agent_r1.models.logprobs import TokenLogprobs, token_logprobs
+from agent_r1.models.lora import has_lora, without_lora
 from agent_r1.models.value import ValueModel, Values
 from agent_r1.trainer.trainable import StepResult, Trainable
 from agent_r1.trainer.update_metrics import CriticTotals, PolicyTotals
@@ -109,6 +110,8 @@ class LocalWorker:
     the whole run, for the learning-rate schedules (:func:`optimizer_steps` computes it).
     ``loss_divisor`` is the constant of ``seq-mean-token-sum-norm`` unless the section names
     one. ``seed`` decides the order of mini-batches. ``tokenizer`` is only exported along.
+    Without a ``reference`` a policy with adapters is measured against its own base. A
+    reference on another device than the policy comes to the policy's for its forward pass.
     """
 
     def __init__(
@@ -160,8 +163,13 @@ class LocalWorker:
     def ref_logprobs(self, batch: Batch) -> Tensor:
         """``[B, T]`` of the frozen reference."""
         if self._reference is None:
-            raise ConfigError("no reference policy was loaded; give LocalWorker a reference")
-        return self._forward(batch, self._logprobs_of(self._reference))
+            policy = self._actor.module
+            if not has_lora(policy):
+                raise ConfigError("no reference policy was loaded; give LocalWorker a reference")
+            with without_lora(policy):
+                return self._forward(batch, self._logprobs_of(policy))
+        with visiting(self._reference, self._actor.device):
+            return self._forward(batch, self._logprobs_of(self._reference))
 
     def values(self, batch: Batch) -> Values:
         """The critic's view of a batch, on action tokens and after the last one."""
@@ -342,7 +350,11 @@ class LocalWorker:
         )
 
     def export(self, path: Path) -> None:
-        """Write the policy and its tokenizer as a Hugging Face model folder."""
+        """Write the policy and its tokenizer as a Hugging Face model folder.
+
+        Adapters are merged, so that everything can load it, and lie beside it once more by
+        themselves, in the folder ``adapter``.
+        """
         save_model(self.policy, self._tokenizer, path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent_r1.models.load import enable_packing
+from agent_r1.models.load import enable_packing, visiting
 from agent_r1.models.logprobs import token_logprobs
 from agent_r1.testing import tiny_model
 
@@ -58,6 +58,19 @@ def test_flash_attention_over_ragged_rows_agrees_with_the_cpu(window, share):
         half_gradient.flatten(), gradient.flatten(), dim=0
     )
     assert cosine > 0.99
+
+
+def test_a_reference_visits_the_gpu_and_is_at_home_afterwards():
+    model = tiny_model()
+    enable_packing(model)
+    ids, lengths = rows()
+    expected = token_logprobs(model, ids, lengths).logprobs
+    homes = [p.data_ptr() for p in model.parameters()]
+    with visiting(model, torch.device("cuda")), torch.no_grad():
+        found = token_logprobs(model, ids.cuda(), lengths.cuda()).logprobs
+        assert all(p.is_cuda for p in model.parameters())
+    assert [p.data_ptr() for p in model.parameters()] == homes
+    assert (found.cpu() - expected).abs().max() < 1e-4
 
 
 @pytest.mark.slow

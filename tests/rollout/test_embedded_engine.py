@@ -23,6 +23,7 @@ from embedded_kit import (
 )
 
 from agent_r1.errors import EngineError
+from agent_r1.models.lora import add_lora, lora_layers
 from agent_r1.rollout.engines.embedded import EmbeddedEngine
 from agent_r1.rollout.engines.embedded_lean import is_lean
 from agent_r1.types import Completion, Finish, SamplingParams
@@ -77,6 +78,23 @@ def test_logprobs_equal_a_plain_forward_over_several_turns(family: str, native: 
     assert len(difference) == 12 * (9 + 10 + 11)
     assert np.abs(difference).mean() < 1e-5
     assert np.abs(difference).max() < 1e-3
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_adapters_are_part_of_the_policy_that_is_sampled_from(family: str) -> None:
+    model = add_lora(tiny_model(family), rank=4, alpha=8)
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            layer.lora_B["default"].weight.normal_(std=0.3)
+    assert is_lean(model) == (family == "qwen3")
+
+    async def body(built: EmbeddedEngine) -> Episode:
+        built.open(["r"])
+        return await episode(built, "r", prompt(0, 20))
+
+    done = using(engine(model), body)
+    for expected, completion in zip(reference_logprobs(model, done), done.completions, strict=True):
+        assert np.abs(np.subtract(expected, completion.logprobs)).max() < 1e-4
 
 
 def test_the_lean_forward_serves_the_families_it_knows() -> None:

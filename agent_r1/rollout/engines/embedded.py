@@ -16,6 +16,12 @@ from agent_r1.errors import EngineError
 from agent_r1.models.load import torch_dtype
 from agent_r1.rollout.engine import OnTokens
 from agent_r1.rollout.engines.embedded_cache import SlotCache
+from agent_r1.rollout.engines.embedded_graph import (
+    CudaRecorder,
+    DecodeGraphs,
+    Recorder,
+    run_again,
+)
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop
 from agent_r1.rollout.engines.embedded_memory import slots_within
 from agent_r1.rollout.engines.embedded_model import Twin, make_runner
@@ -59,7 +65,8 @@ class EmbeddedEngine:
     ``native=False`` does without compiled kernels (they serve float32 on the CPU and are
     left out anyway where no C compiler is found). ``dtype`` is that of matrix products, where
     it shall be another than the weights': ``bfloat16`` is about three times as fast on
-    processors that know it, at the price of a second copy of them.
+    processors that know it, at the price of a second copy of them. ``graphs`` records decode
+    steps and replays them (:mod:`.embedded_graph`); by default where there is a GPU.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class EmbeddedEngine:
         eos_ids: Iterable[int] | None = None,
         native: bool = True,
         dtype: torch.dtype | str | None = None,
+        graphs: bool | None = None,
     ) -> None:
         if min(max_model_len, max_slots, readmit_after, prefill_chunk) < 1 or max_wait_s <= 0:
             raise EngineError(
@@ -97,9 +105,14 @@ class EmbeddedEngine:
                 *(slots, max_slots, max_model_len, memory_share),
             )
         self._twin = Twin(model)
+        runner = make_runner(self._twin.module, None if dtype is None else torch_dtype(dtype))
+        on_gpu = weight.device.type == "cuda"
+        graphs = on_gpu if graphs is None else graphs
+        cache = SlotCache(weight.device, weight.dtype, max_model_len, slots, fixed=graphs)
+        recorder: Recorder = CudaRecorder() if on_gpu else run_again
         self._loop = DecodeLoop(
-            make_runner(self._twin.module, None if dtype is None else torch_dtype(dtype)),
-            SlotCache(weight.device, weight.dtype, max_model_len, slots),
+            runner,
+            cache,
             StopSets(token_bytes(tokenizer, self._vocabulary), ends),
             Schedule(deterministic=deterministic, readmit_after=readmit_after),
             SlotTable(slots),
@@ -107,6 +120,7 @@ class EmbeddedEngine:
             native=load_native() if native and weight.device.type == "cpu" else None,
             prefill_chunk=prefill_chunk,
             max_wait_s=max_wait_s,
+            graphs=DecodeGraphs(runner.forward, cache, weight.device, recorder) if graphs else None,
         )
         # The thread knows the loop, not this object: an engine that is dropped or that
         # lives until the interpreter exits stops its thread all the same.

@@ -19,9 +19,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agent_r1.models.attention import ragged_attention
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_native import Native
 
+HALF = (torch.bfloat16, torch.float16)
 _BUCKET = 16
 _SHORT_CHUNK = 64
 
@@ -101,9 +103,11 @@ class StepBatch:
         self._key_length = self._bucket(int(positions.max()) + 1 if self.rows else 0)
         short = [c for c in chunks if len(c.token_ids) <= _SHORT_CHUNK]
         self._direct = self.rows + sum(len(c.token_ids) for c in short)
-        self._long = self._group(chunks[len(short) :], self._direct)
+        self._long_grouped: list[_ChunkGroup] | None = None
         self._short = short
         self._short_grouped: list[_ChunkGroup] | None = None
+        self._chunks = chunks
+        self._ragged_rows: tuple[Tensor, Tensor, Tensor, Tensor, int, int] | None = None
         self._slot_index = self._tensor(self._slots)  # [T]
         self._write_index: dict[int, Tensor] = {}
         self._bias: dict[tuple[int, int | None], Tensor] = {}
@@ -142,22 +146,50 @@ class StepBatch:
                 prepare.norms if prepare else None,
                 (prepare.cos, prepare.sin) if prepare else None,
             )
-            groups = self._long
+            groups = self._long_groups()
         else:
             if prepare is not None:
                 query, key = prepare.apply(query, key)
             self._store(keys, key)
             self._store(values, value)
-            if not self._short and not self._long:
+            if not self._chunks:
                 return self._decode(query, keys, values, scale, window, softcap)
+            if not self.rows and not softcap and query.is_cuda and query.dtype in HALF:
+                return self._ragged(query, keys, values, scale, window)
             out = query.new_empty(query.shape[0], query.shape[1], value.shape[2])
             if self.rows:
                 part = self._decode(query[: self.rows], keys, values, scale, window, softcap)
                 out[: self.rows] = part
-            groups = [*self._short_groups(), *self._long]
+            groups = [*self._short_groups(), *self._long_groups()]
         for group in groups:
             self._attend_group(group, query, keys, values, out, scale, window, softcap)
         return out
+
+    def _ragged(
+        self, query: Tensor, keys: Tensor, values: Tensor, scale: float, window: int | None
+    ) -> Tensor:
+        """Attention of all chunks in one call on a GPU, their keys gathered row by row."""
+        heads, length = keys.shape[1], self._cache.length
+        if self._ragged_rows is None:
+            self._ragged_rows = self._ragged_layout()
+        slots, positions, cu_q, cu_k, max_q, max_k = self._ragged_rows
+        head = torch.arange(heads, device=self._device)
+        index = ((slots[:, None] * heads + head) * length + positions[:, None]).flatten()
+        k, v = (
+            cached.view(-1, cached.shape[-1]).index_select(0, index).view(len(slots), heads, -1)
+            for cached in (keys, values)
+        )
+        return ragged_attention(query, k, v, cu_q, cu_k, max_q, max_k, scale, window)
+
+    def _ragged_layout(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int]:
+        """Slot and position of every key, one chunk after another; bounds of queries and keys."""
+        chunks = self._chunks
+        ends = [c.start + len(c.token_ids) for c in chunks]
+        sizes = [len(c.token_ids) for c in chunks]
+        slots = np.concatenate([np.full(end, c.slot) for c, end in zip(chunks, ends, strict=True)])
+        positions = np.concatenate([np.arange(end) for end in ends])
+        cu_q, cu_k = (self._tensor(np.cumsum([0, *part])).int() for part in (sizes, ends))
+        return self._tensor(slots), self._tensor(positions), cu_q, cu_k, max(sizes), max(ends)
 
     def _store(self, cached: Tensor, new: Tensor) -> None:
         index = self._index(new.shape[1])
@@ -179,7 +211,7 @@ class StepBatch:
         rows = keys[:, :, : group.key_length].index_select(0, group.slots)
         cols = values[:, :, : group.key_length].index_select(0, group.slots)
         mask = self._mask(group, window)
-        part = _masked_attention(padded, rows, cols, mask, scale, softcap)
+        part = masked_attention(padded, rows, cols, mask, scale, softcap)
         flat = part.transpose(1, 2).flatten(0, 1)
         out.index_copy_(0, group.flat, flat.index_select(0, group.inside))
 
@@ -205,12 +237,12 @@ class StepBatch:
         grouped = query.reshape(count, kv_heads, heads // kv_heads, dim)
         mask = self._decode_mask(window)[:, None, None]
         rows, cols = keys[:count, :, :length], values[:count, :, :length]
-        out = _masked_attention(grouped, rows, cols, mask, scale, softcap)
+        out = masked_attention(grouped, rows, cols, mask, scale, softcap)
         return out.reshape(count, heads, -1)
 
     def _decode_mask(self, window: int | None) -> Tensor:
         """``[rows, keys]``: True where a row may look."""
-        return _visible(self.positions[: self.rows, None], self._key_length, window)
+        return visible(self.positions[: self.rows, None], self._key_length, window)
 
     def _decode_bias(self, kv_heads: int, window: int | None) -> Tensor:
         """``[rows * kv_heads, 1, keys]``: 0 where a row may look, minus infinity elsewhere."""
@@ -226,7 +258,7 @@ class StepBatch:
         """``[M, 1, C, keys]``."""
         known = self._masks.get((group, window))
         if known is None:
-            known = _visible(group.position[..., None], group.key_length, window)[:, None]
+            known = visible(group.position[..., None], group.key_length, window)[:, None]
             self._masks[group, window] = known
         return known
 
@@ -238,6 +270,11 @@ class StepBatch:
             flat = blocks * self._cache.length + self._positions[:, None]
             known = self._write_index[heads] = self._tensor(flat.reshape(-1))
         return known
+
+    def _long_groups(self) -> list[_ChunkGroup]:
+        if self._long_grouped is None:
+            self._long_grouped = self._group(self._chunks[len(self._short) :], self._direct)
+        return self._long_grouped
 
     def _short_groups(self) -> list[_ChunkGroup]:
         if self._short_grouped is None:
@@ -276,7 +313,7 @@ class StepBatch:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64)).to(self._device)
 
 
-def _visible(position: Tensor, length: int, window: int | None) -> Tensor:
+def visible(position: Tensor, length: int, window: int | None) -> Tensor:
     """Which of ``length`` keys each position sees; adds a last axis."""
     key = torch.arange(length, device=position.device)
     seen = key <= position
@@ -285,7 +322,7 @@ def _visible(position: Tensor, length: int, window: int | None) -> Tensor:
     return seen
 
 
-def _masked_attention(
+def masked_attention(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
     """``query[M, H, C, D]`` over ``keys`` and ``values`` ``[M, Hkv, L, D]``."""

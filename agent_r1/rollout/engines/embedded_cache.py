@@ -17,13 +17,26 @@ class SlotCache:
     dense. Layers come into being when they are first asked for, so head counts may differ
     between them. Slots and length grow on demand, up to limits that the caller keeps.
     Memory is zeroed: masked entries are multiplied by 0, and 0 times garbage may be NaN.
+
+    With ``fixed`` everything is made at its full size at once, so that tensors stay where they
+    are until :meth:`clear`, and there is one slot more, :attr:`spare`, which belongs to nobody:
+    rows that only fill up a batch write there.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, max_length: int, max_slots: int
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_length: int,
+        max_slots: int,
+        *,
+        fixed: bool = False,
     ) -> None:
         self.slots = 0
         self.length = 0
+        self.generation = 0
+        """Changes whenever tensors are made anew."""
+        self._fixed = fixed
         self._device = device
         self._dtype = dtype
         self._max_length = max_length
@@ -47,6 +60,9 @@ class SlotCache:
         if slots <= self.slots and length <= self.length:
             return
         old_slots, old_length = self.slots, self.length
+        self.generation += 1
+        if self._fixed:
+            slots, length = self._max_slots, self._max_length
         if slots > self.slots:
             self.slots = min(max(slots, self.slots + self.slots // 2), self._max_slots)
         if length > self.length:
@@ -73,6 +89,12 @@ class SlotCache:
         """Forget everything and give the memory back."""
         self._layers.clear()
         self.slots = self.length = 0
+        self.generation += 1
+
+    @property
+    def spare(self) -> int:
+        """The slot that belongs to nobody."""
+        return self.slots
 
     @property
     def nbytes(self) -> int:
@@ -80,8 +102,9 @@ class SlotCache:
 
     def _grown(self, old: Tensor, slots: int, length: int) -> Tensor:
         new = self._zeros(self.slots, old.shape[1], old.shape[3])
-        new[:slots, :, :length] = old
+        new[:slots, :, :length] = old[:slots]
         return new
 
     def _zeros(self, slots: int, heads: int, dim: int) -> Tensor:
-        return torch.zeros(slots, heads, self.length, dim, device=self._device, dtype=self._dtype)
+        shape = (slots + self._fixed, heads, self.length, dim)
+        return torch.zeros(shape, device=self._device, dtype=self._dtype)

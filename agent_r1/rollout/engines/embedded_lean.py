@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agent_r1.models.lora import ADAPTER, is_lora_linear
 from agent_r1.rollout.engines.embedded_attention import HeadPreparation, StepBatch
 from agent_r1.rollout.engines.embedded_native import Native
 
@@ -29,11 +30,16 @@ class _Linear:
 
     weight: Tensor
     bias: Tensor | None
+    adapter: tuple[Tensor, Tensor, float] | None = None
+    """A ``[r, in]``, B ``[out, r]`` and the scale of a low-rank update."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if hidden.dtype == self.weight.dtype:
-            return F.linear(hidden, self.weight, self.bias)
-        return F.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(hidden.dtype)
+        narrow = hidden if hidden.dtype == self.weight.dtype else hidden.to(self.weight.dtype)
+        out = F.linear(narrow, self.weight, self.bias)
+        if self.adapter is not None:
+            a, b, scale = self.adapter
+            out = out + F.linear(F.linear(narrow, a), b) * scale
+        return out if out.dtype == hidden.dtype else out.to(hidden.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +65,8 @@ class _Layer:
 def is_lean(model: Any) -> bool:
     """Whether :class:`LeanRunner` computes exactly this model.
 
-    The class must be one of the family and every module unchanged: adapters, quantised
-    projections or hooks take the general way.
+    The class must be one of the family and every module unchanged but for plain low-rank
+    adapters: quantised projections or hooks take the general way.
     """
     kind = type(model)
     if kind.__name__ not in _FAMILIES or not kind.__module__.startswith("transformers."):
@@ -68,7 +74,12 @@ def is_lean(model: Any) -> bool:
     rope = getattr(model.config, "rope_parameters", None) or {}
     if model.config.hidden_act != "silu" or rope.get("partial_rotary_factor", 1.0) != 1.0:
         return False
-    leaves = [module for module in model.modules() if not list(module.children())]
+    adapters = {
+        id(part) for layer in model.modules() if is_lora_linear(layer) for part in layer.modules()
+    }
+    if any(layer.use_dora.get(ADAPTER) for layer in model.modules() if is_lora_linear(layer)):
+        return False
+    leaves = [m for m in model.modules() if not list(m.children()) and id(m) not in adapters]
     return (
         all(type(m) in (nn.Linear, nn.Embedding) or _is_known_leaf(m) for m in leaves)
         and all({n for n, _ in layer.named_children()} == _PARTS for layer in model.model.layers)
@@ -100,11 +111,16 @@ class LeanRunner:
         self._head = self._linear(self._twin.lm_head)
 
     def _linear(self, module: Any) -> _Linear:
-        weight, bias = module.weight, module.bias
-        if self._dtype is not None:
-            weight = weight.detach().to(self._dtype)
-            bias = None if bias is None else bias.detach().to(self._dtype)
-        return _Linear(weight, bias)
+        adapter = None
+        if is_lora_linear(module):
+            a, b = module.lora_A[ADAPTER].weight, module.lora_B[ADAPTER].weight
+            adapter = (self._cast(a), self._cast(b), float(module.scaling[ADAPTER]))
+            module = module.base_layer
+        bias = None if module.bias is None else self._cast(module.bias)
+        return _Linear(self._cast(module.weight), bias, adapter)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor if self._dtype is None else tensor.detach().to(self._dtype)
 
     def forward(self, batch: StepBatch) -> Tensor:
         base = self._twin.model

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_attention import Chunk, StepBatch
 from agent_r1.rollout.engines.embedded_cache import SlotCache
+from agent_r1.rollout.engines.embedded_graph import DecodeGraphs
 from agent_r1.rollout.engines.embedded_model import Runner
 from agent_r1.rollout.engines.embedded_native import Native
 from agent_r1.rollout.engines.embedded_report import Counters, EngineStats, Reply
@@ -51,7 +52,9 @@ class DecodeLoop:
         native: Native | None,
         prefill_chunk: int,
         max_wait_s: float,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
+        self._graphs = graphs
         self._runner = runner
         self._cache = cache
         self._stops = stops
@@ -150,6 +153,8 @@ class DecodeLoop:
             self._drop_gone()
             self._slots.clear()
             self._cache.clear()
+            if self._graphs is not None:
+                self._graphs.clear()
 
     def _drop_gone(self) -> None:
         for sequence in self._schedule.gone():
@@ -175,6 +180,8 @@ class DecodeLoop:
         try:
             bind()
             self._runner.refresh()
+            if self._graphs is not None:
+                self._graphs.clear()
         except Exception as error:
             reply.fail(_translated(error))
             return
@@ -261,17 +268,8 @@ class DecodeLoop:
             self._schedule.step += 1
             return
         rows = self._rows
-        batch = StepBatch(
-            self._cache,
-            rows.token[:count],
-            rows.position[:count],
-            chunks,
-            self._device,
-            self._native,
-        )
-        logits = self._runner.forward(batch)
+        tokens, logprobs = self._compute(count, chunks)
         if count:
-            tokens, logprobs = sample(logits, rows.sampling(count))
             if not np.isfinite(logprobs).all():
                 raise EngineError(
                     "the model produced logits that are not finite; "
@@ -283,6 +281,25 @@ class DecodeLoop:
             self._finish(count)
         self._account(count, chunks)
         self._schedule.step += 1
+
+    def _compute(
+        self, count: int, chunks: Sequence[Chunk]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Run the model on the first ``count`` rows and the chunks; sample for each row.
+
+        Recorded steps have rows only, so that chunks are computed before and apart.
+        """
+        rows, graphs = self._rows, self._graphs
+        token, position = rows.token[:count], rows.position[:count]
+        if graphs is None or chunks:
+            shown = 0 if graphs is not None else count
+            part = (token[:shown], position[:shown], chunks)
+            logits = self._runner.forward(StepBatch(self._cache, *part, self._device, self._native))
+        if not count:
+            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+        if graphs is not None:
+            return graphs.step(token, position, rows.sampling(count))
+        return sample(logits, rows.sampling(count))
 
     def _admit(self) -> None:
         ready = self._schedule.ready()

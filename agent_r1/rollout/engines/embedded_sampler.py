@@ -63,7 +63,7 @@ def sample(logits: Tensor, rows: RowSampling) -> tuple[NDArray[np.int64], NDArra
     if greedy.all():
         tokens = logp.argmax(-1)
     else:
-        weights = _restrict(logp.exp(), rows, greedy)
+        weights = _restrict(logp.exp(), rows)
         draws = torch.from_numpy(uniforms(rows.seed, rows.position)).to(logits.device)
         tokens = inverse_cdf(weights, draws)
         if greedy.any():
@@ -108,9 +108,15 @@ def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
     return torch.searchsorted(cdf, target, right=True)[:, 0].clamp_max(cdf.shape[1] - 1)
 
 
-def _restrict(probs: Tensor, rows: RowSampling, greedy: NDArray[np.bool_]) -> Tensor:
+def restricted(rows: RowSampling) -> NDArray[np.bool_]:
+    """``[N]``: rows that ``top_k`` or ``top_p`` cut; on greedy ones they change nothing."""
+    limited: NDArray[np.bool_] = (rows.temperature != 0) & ((rows.top_k > 0) | (rows.top_p < 1))
+    return limited
+
+
+def _restrict(probs: Tensor, rows: RowSampling) -> Tensor:
     """Zero what ``top_k`` and ``top_p`` exclude, on the rows that use them."""
-    limited = np.flatnonzero(~greedy & ((rows.top_k > 0) | (rows.top_p < 1)))
+    limited = np.flatnonzero(restricted(rows))
     if limited.size == 0:
         return probs
     where = torch.from_numpy(limited).to(probs.device)

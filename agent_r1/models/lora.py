@@ -1,0 +1,146 @@
+"""Low-rank adapters (LoRA, Hu et al., arXiv 2106.09685) by way of PEFT.
+
+An adapted layer computes ``x W^T + (alpha / rank) x A^T B^T`` with ``A[r, in]`` and
+``B[out, r]``; only A and B are trained. B starts at zero, so the policy begins as the base
+model, and the base without its adapters is the reference policy at no memory.
+
+Adapters are injected into the model, whose class and parameter names stay what they were but
+for the adapted layers. PEFT is an optional dependency and imported only where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from agent_r1.errors import ModelError
+
+ADAPTER = "default"
+_BASE = ".base_layer."
+
+
+def add_lora(
+    model: nn.Module, *, rank: int, alpha: float, targets: Sequence[str] = ("all-linear",)
+) -> nn.Module:
+    """Inject trainable adapters into ``model`` and freeze everything else; returns ``model``.
+
+    ``targets`` are the ends of layer names (``q_proj``), or ``all-linear`` for every linear
+    layer but the output layer. A is drawn from torch's global generator. Raises
+    :class:`ModelError` when PEFT is missing or no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ModelError(
+            "actor_rollout_ref.model.lora_rank needs the package peft; install it with "
+            "pip install 'agent-r1[lora]', or set lora_rank=0"
+        ) from error
+    chosen = _linear_names(model) if "all-linear" in targets else list(targets)
+    scale: Any = alpha  # PEFT's annotation says int; the paper's alpha is any number
+    config = LoraConfig(r=rank, lora_alpha=scale, target_modules=chosen, lora_dropout=0.0)
+    try:
+        inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    except ValueError as error:
+        raise ModelError(
+            f"no adapter fits target_modules={chosen}: {error}. Layers of this model are called "
+            f"{', '.join(_linear_names(model))}"
+        ) from error
+    return model
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of all linear layers but the output layer."""
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    found = {
+        name.rpartition(".")[2]: None
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    return list(found)
+
+
+def lora_layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Names and modules of the adapted layers; none in a model without adapters."""
+    return [(name, module) for name, module in model.named_modules() if is_lora_linear(module)]
+
+
+def is_lora_linear(module: nn.Module) -> bool:
+    """Whether this is PEFT's linear layer with plain low-rank adapters."""
+    kind = type(module)
+    return kind.__name__ == "Linear" and kind.__module__.startswith("peft.tuners.lora")
+
+
+def has_lora(model: nn.Module) -> bool:
+    """Whether any layer carries adapters."""
+    return any(is_lora_linear(module) for module in model.modules())
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """The base model, while the context lasts. What is to be trained stays what it was."""
+    layers = [layer for _, layer in lora_layers(model)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@torch.no_grad()
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """A state dict of the plain model: every adapted weight with its update added.
+
+    Sums are formed in float32 and rounded once to the type of the weight.
+    """
+    updates = {f"{name}.weight": layer for name, layer in lora_layers(model)}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(_BASE, ".")
+        layer = updates.get(plain)
+        state[plain] = tensor if layer is None else _merged(tensor, layer)
+    return state
+
+
+def _merged(weight: Tensor, layer: Any) -> Tensor:
+    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+    update = (b.float() @ a.float()) * layer.scaling[ADAPTER]
+    merged: Tensor = (weight.float() + update).to(weight.dtype)
+    return merged
+
+
+def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
+    """Write the adapters alone, in the layout that PEFT, vLLM and transformers load."""
+    import json
+
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+        if ".lora_" in name
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    names, layer = zip(*lora_layers(model), strict=True)
+    first = layer[0]
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": first.r[ADAPTER],
+        "lora_alpha": first.lora_alpha[ADAPTER],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted({name.rpartition(".")[2] for name in names}),
+        "inference_mode": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
