@@ -241,6 +241,9 @@ class ToolConfig(Section):
     tool_kwargs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Arguments of each tool, by the name under which ``tools`` lists it. Those of a function are
     filled in and hidden from the model."""
+    mcp: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """MCP servers whose tools are added, by names of your choice: ``command`` and ``args`` of a
+    program, or ``url``, and more (docs/mcp.md)."""
     max_turns: PositiveInt = 8
     """Turns of the model in one trajectory."""
     max_tool_response_length: PositiveInt = 2048

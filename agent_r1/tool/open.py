@@ -13,11 +13,12 @@ from agent_r1.registry import import_path
 from agent_r1.sandbox.base import Executor, Limits
 from agent_r1.tool.base import BaseTool
 from agent_r1.tool.registry import TOOLS, make_tool
+from agent_r1.tool.tools.mcp import open_mcp_servers
 
 
 @contextmanager
 def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTool]]:
-    """The tools of a configuration in the order in which it lists them.
+    """The tools of a configuration in the order in which it lists them, MCP servers' at the end.
 
     What concerns the sandbox is offered to the classes whose constructors ask for it; one
     sandbox serves them all, and none is started where nobody asks.
@@ -41,6 +42,7 @@ def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTo
             options = {key: value for key, value in offered.items() if _takes(entry, key)}
             tools.append(make_tool(name, **{**options, **tool.tool_kwargs.get(name, {})}))
             stack.callback(tools[-1].close)
+        tools += stack.enter_context(open_mcp_servers(tool.mcp))
         yield tools
 
 
