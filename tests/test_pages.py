@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"tools.md": (), "mcp.md": ("mcp",)}
+PAGES = {"tools.md": (), "mcp.md": ("mcp",), "search.md": ("bm25s",)}
 """Pages below ``docs/``, and the optional packages that each needs."""
 
 

@@ -14,6 +14,7 @@ from agent_r1.cli.traces import traces
 
 if TYPE_CHECKING:
     from agent_r1.data.prepare import Prepared
+    from agent_r1.data.prepare.qa import QaPrepared
 
 
 @click.group(
@@ -33,11 +34,13 @@ def data() -> None:
 def list_() -> None:
     """List the collections that "prepare" knows."""
     from agent_r1.data.prepare.catalogue import SOURCES
+    from agent_r1.data.prepare.qa import QA_SOURCES
 
-    for source in SOURCES.values():
+    for source in (*SOURCES.values(), *QA_SOURCES.values()):
         others = f" (also: {', '.join(source.aliases)})" if source.aliases else ""
-        click.echo(f"{source.name:<8} {source.title}{others}")
-        click.echo(f"         {', '.join(source.splits)}; {source.licence}; {source.home}")
+        click.echo(f"{source.name:<15} {source.title}{others}")
+        splits = ", ".join(source.splits) or "from files"
+        click.echo(f"{'':<15} {splits}; {source.licence}; {source.home}")
 
 
 def writing(command: Command) -> Command:
@@ -56,10 +59,9 @@ def writing(command: Command) -> Command:
         click.option("--system", help="System message before each question."),
         click.option(
             "--prompt",
-            default="retool",
-            show_default=True,
             metavar="STYLE|FILE",
-            help="retool, retool_session, plain, bare, or a text file with {question} in it.",
+            help="retool, retool_session, search_r1, wiki, plain, bare, or a text file with "
+            "{question} in it.  [retool; search_r1 for questions over a corpus]",
         ),
         click.option("--local-dir", required=True, type=folder, help="Folder for the files."),
     ):
@@ -75,6 +77,7 @@ agent-r1 data prepare retool --local-dir ./data/retool --source dapo-math-17k.pa
     --against math500=math500.jsonl
 agent-r1 data prepare gsm8k --local-dir ./data/gsm8k \\
     --source train=train.jsonl --source test=test.jsonl
+agent-r1 data prepare hotpotqa --local-dir ./data/hotpotqa     questions, and their corpus
 """
 )
 @click.argument("name")
@@ -92,7 +95,7 @@ def prepare(
     files: tuple[str, ...],
     val_size: int,
     local_dir: Path,
-    prompt: str,
+    prompt: str | None,
     system: str | None,
     seed: int,
     against: tuple[str, ...],
@@ -107,12 +110,17 @@ def prepare(
     from agent_r1.data.prepare import Options
     from agent_r1.data.prepare import prepare as run_prepare
     from agent_r1.data.prepare.download import Downloader
+    from agent_r1.data.prepare.qa import prepare_qa, qa_source
 
-    options = Options(local_dir, prompt, system, val_size, seed, against, force)
+    qa = qa_source(name)
+    style = prompt or ("search_r1" if qa else "retool")
+    options = Options(local_dir, style, system, val_size, seed, against, force)
     with _progress() as progress:
         downloader = Downloader(offline=offline, progress=progress)
-        prepared = run_prepare(name, options, files=files, downloader=downloader)
-    _show(prepared)
+        if qa is not None:
+            _show(prepare_qa(qa, options, files=files, downloader=downloader))
+        else:
+            _show(run_prepare(name, options, files=files, downloader=downloader))
 
 
 @data.command(
@@ -149,7 +157,7 @@ def convert(
     keep_duplicates: bool,
     val_size: int,
     local_dir: Path,
-    prompt: str,
+    prompt: str | None,
     system: str | None,
     seed: int,
     against: tuple[str, ...],
@@ -168,7 +176,7 @@ def convert(
     with _progress() as progress:
         prepared = run_convert(
             files,
-            Options(local_dir, prompt, system, val_size, seed, against, force),
+            Options(local_dir, prompt or "retool", system, val_size, seed, against, force),
             question=question,
             answer=answer,
             read=READERS[answer_from],
@@ -181,7 +189,7 @@ def convert(
     _show(prepared)
 
 
-def _show(prepared: Prepared) -> None:
+def _show(prepared: Prepared | QaPrepared) -> None:
     for line in prepared.lines():
         click.echo(line)
     for warning in prepared.warnings():

@@ -33,6 +33,7 @@ ENVS: Registry[type[BaseToolEnv]] = Registry(
     builtin={
         "retool": "agent_r1.tool.envs.retool:ReToolEnv",
         "nous": "agent_r1.tool.envs.nous:NousToolEnv",
+        "search_r1": "agent_r1.tool.envs.search:SearchR1Env",
     },
     check=_no_env,
 )
@@ -42,7 +43,10 @@ ToolEntry: TypeAlias = type[BaseTool] | BaseTool | Callable[..., Any]
 TOOLS: Registry[ToolEntry] = Registry(
     "tool",
     group="agent_r1.tools",
-    builtin={"python": "agent_r1.tool.tools.python:PythonTool"},
+    builtin={
+        "python": "agent_r1.tool.tools.python:PythonTool",
+        "search": "agent_r1.tool.tools.search:SearchTool",
+    },
     check=_no_tool,
 )
 
@@ -65,7 +69,7 @@ def register_tool(name: str) -> Callable[[E], E]:
     return add
 
 
-def make_tool(name: str, **options: Any) -> BaseTool:
+def make_tool(name: str, /, **options: Any) -> BaseTool:
     """Make the tool of this name or path.
 
     ``options`` are the arguments of a class. Those of a function are filled in for good, and
@@ -101,7 +105,7 @@ def as_tool(given: BaseTool | Callable[..., Any]) -> BaseTool:
     return FunctionTool(given)
 
 
-def make_env(name: str, tools: Sequence[BaseTool], **options: Any) -> BaseToolEnv:
+def make_env(name: str, tools: Sequence[BaseTool], /, **options: Any) -> BaseToolEnv:
     """Make the environment of this name or path around these tools.
 
     A constructor that takes no ``tools`` (a game, say) is not given any; it is an error

@@ -120,8 +120,8 @@ def prepare(
     source = source_named(name)
     downloader = downloader or Downloader()
     prompt = prompt_text(options.prompt)
-    _refuse_overwriting(options)
-    places, origins = _locate(source, files, downloader)
+    refuse_overwriting(options)
+    places, origins = locate(source, files, downloader)
     evaluation: dict[str, list[str]] = {}
     not_checked: dict[str, str] = {}
     if "train" in places:
@@ -162,7 +162,7 @@ def convert(
         layouts=(Layout(question, answer, read, extra),),
     )
     prompt = prompt_text(options.prompt)
-    _refuse_overwriting(options)
+    refuse_overwriting(options)
     downloader = downloader or Downloader()
     evaluation, not_checked = _evaluation(options.against, (), {}, downloader)
     cleaned = _clean(source, "train", files, evaluation, keep_duplicates=keep_duplicates)
@@ -172,7 +172,8 @@ def convert(
 # --- where rows come from ----------------------------------------------------------------
 
 
-def _refuse_overwriting(options: Options) -> None:
+def refuse_overwriting(options: Options) -> None:
+    """Raise :class:`DataError` if the output is there and shall not be replaced."""
     there = [f"{split}.parquet" for split in ("train", "val", "test")]
     found = [name for name in there if (options.out / name).exists()]
     if found and not options.force:
@@ -182,16 +183,20 @@ def _refuse_overwriting(options: Options) -> None:
         )
 
 
-def _locate(
-    source: Source, files: Sequence[str], downloader: Downloader
+def locate(
+    source: Source, files: Sequence[str], downloader: Downloader, splits: Sequence[str] = ()
 ) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files of each split, and what to call them."""
+    """The files of each split, and what to call them.
+
+    ``splits`` are those that there may be, where the collection itself publishes none.
+    """
     if files:
+        known = source.splits or tuple(splits)
         places: dict[str, list[Path]] = {}
         for given in files:
-            split, path = _split_of(source, given)
+            split, path = _split_of(source, given, known)
             places.setdefault(split, []).append(path)
-        ordered = {split: places[split] for split in source.splits if split in places}
+        ordered = {split: places[split] for split in known if split in places}
         return ordered, [str(path) for paths in ordered.values() for path in paths]
     fetched: dict[str, list[Path]] = {}
     origins: list[str] = []
@@ -209,12 +214,12 @@ def _locate(
     return fetched, origins
 
 
-def _split_of(source: Source, given: str) -> tuple[str, Path]:
+def _split_of(source: Source, given: str, known: Sequence[str]) -> tuple[str, Path]:
     split, mark, path = given.partition("=")
     if not mark:
-        return source.splits[0], _existing(given)
-    if split not in source.splits:
-        raise DataError(f"{source.name} has no split {split!r}; it has {', '.join(source.splits)}")
+        return known[0], _existing(given)
+    if split not in known:
+        raise DataError(f"{source.name} has no split {split!r}; it has {', '.join(known)}")
     return split, _existing(path)
 
 

@@ -45,7 +45,37 @@ PLAIN = r"""{question}
 
 Reason step by step, and put the final answer in \boxed{}."""
 
-STYLES = {"retool": RETOOL, "retool_session": RETOOL_SESSION, "plain": PLAIN, "bare": PLACE}
+SEARCH_R1 = """Answer the question at the end. You may look things up as often as you need: write
+
+<search>your query</search>
+
+and the passages that fit it best come back to you between <information> and </information>. \
+Think in your own words about what you know and what is missing. A question may need several \
+searches, one for each thing that you have to find out.
+
+When you know the answer, give it in as few words as possible and nothing after it:
+
+<answer>the answer</answer>
+
+Question: {question}""".replace("\\\n", "")
+
+WIKI = """Answer the question at the end with the help of your search tool. A question may need \
+several searches, one for each thing that you have to find out. When you know the answer, give it \
+in as few words as possible:
+
+<answer>the answer</answer>
+
+Question: {question}""".replace("\\\n", "")
+"""For environments that call tools by name, such as ``nous``."""
+
+STYLES = {
+    "retool": RETOOL,
+    "retool_session": RETOOL_SESSION,
+    "plain": PLAIN,
+    "bare": PLACE,
+    "search_r1": SEARCH_R1,
+    "wiki": WIKI,
+}
 
 
 def prompt_text(style: str) -> str:

@@ -56,15 +56,19 @@ def as_rows(
     ability: str,
     prompt: str,
     system: str | None,
+    answer: Callable[[Problem], str | list[str]] = lambda problem: problem.answer,
 ) -> list[dict[str, Any]]:
-    """Rows in verl's schema. ``extra_info.question`` is the question without the prompt's text."""
+    """Rows in verl's schema. ``extra_info.question`` is the question without the prompt's text.
+
+    ``answer`` gives what stands under ``ground_truth``: one answer, or all acceptable ones.
+    """
     before: list[Message] = [{"role": "system", "content": system}] if system else []
     return [
         {
             "data_source": data_source,
             "prompt": [*before, {"role": "user", "content": fill(prompt, problem.question)}],
             "ability": ability,
-            "reward_model": {"style": "rule", "ground_truth": problem.answer},
+            "reward_model": {"style": "rule", "ground_truth": answer(problem)},
             "extra_info": {
                 "split": split,
                 "index": index,
@@ -84,12 +88,14 @@ def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     extra = list(dict.fromkeys(key for row in rows for key in row["extra_info"]))
     text = pyarrow.string()
+    many = any(isinstance(row["reward_model"]["ground_truth"], list) for row in rows)
+    answer = pyarrow.list_(text) if many else text
     schema = pyarrow.schema(
         {
             "data_source": text,
             "prompt": pyarrow.list_(pyarrow.struct({"role": text, "content": text})),
             "ability": text,
-            "reward_model": pyarrow.struct({"style": text, "ground_truth": text}),
+            "reward_model": pyarrow.struct({"style": text, "ground_truth": answer}),
             "extra_info": pyarrow.struct(
                 {key: pyarrow.int64() if key in _NUMBERS else text for key in extra}
             ),
@@ -103,8 +109,12 @@ _NUMBERS = frozenset({"index", "source_row"})
 
 
 def write_dropped(path: Path, dropped: Iterable[Dropped]) -> None:
-    lines = (json.dumps(item.as_json(), ensure_ascii=False) + "\n" for item in dropped)
-    text = "".join(lines)
+    write_lines(path, (item.as_json() for item in dropped))
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object per line."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     _whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 

@@ -1,0 +1,1 @@
+"""Corpora of passages and indices over them."""
