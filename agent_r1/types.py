@@ -106,6 +106,10 @@ class SamplingParams:
             raise RecordError(f"temperature >= 0, 0 < top_p <= 1, top_k >= 0 expected: {self}")
 
 
+Versions = tuple[tuple[int, int], ...]
+"""Which policy wrote what: runs of ``(first token, version)``, the first at token 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class Completion:
     """What one engine call sampled.
@@ -114,12 +118,15 @@ class Completion:
     distribution if the temperature was 1 and under the tempered one otherwise; that is,
     under the distribution that was sampled from before ``top_p``/``top_k`` cut it. It is
     None where the engine does not know: such a completion can be graded, not trained on.
+
+    ``versions`` are the versions of the weights that sampled the tokens. They change within
+    a completion when weights are replaced while it is sampled.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...] | None
     finish: Finish
-    policy_version: int = 0
+    versions: Versions = ((0, 0),)
     stop: str | None = None
     """The stop string that ended the completion, when ``finish`` is ``STOP``."""
     counted: int | None = None
@@ -130,7 +137,29 @@ class Completion:
         """How many tokens the model wrote."""
         return len(self.token_ids) if self.counted is None else self.counted
 
+    @property
+    def policy_version(self) -> int:
+        """That of the last token, and so the newest."""
+        return self.versions[-1][1]
+
+    def token_versions(self) -> tuple[int, ...]:
+        """The version of every token."""
+        ends = [first for first, _ in self.versions[1:]] + [len(self.token_ids)]
+        runs = zip(self.versions, ends, strict=True)
+        return tuple(version for (first, version), end in runs for _ in range(first, end))
+
+    def cut(self, length: int, finish: Finish, stop: str | None = None) -> Completion:
+        """The first ``length`` tokens, as if sampling had ended there."""
+        logprobs = None if self.logprobs is None else self.logprobs[:length]
+        versions = tuple(run for run in self.versions if run[0] < length) or self.versions[:1]
+        return Completion(self.token_ids[:length], logprobs, finish, versions, stop)
+
     def __post_init__(self) -> None:
+        firsts = [first for first, _ in self.versions]
+        if firsts[:1] != [0] or sorted(set(firsts)) != firsts:
+            raise RecordError(f"runs of versions begin at token 0 and ascend, not {self.versions}")
+        if firsts[-1] >= max(len(self.token_ids), 1):
+            raise RecordError(f"{len(self.token_ids)} tokens but a version from {firsts[-1]} on")
         if self.logprobs is not None and len(self.token_ids) != len(self.logprobs):
             raise RecordError(
                 f"{len(self.token_ids)} sampled tokens but {len(self.logprobs)} log-probabilities"
@@ -260,19 +289,22 @@ class TrainSample:
     ``loss_mask[t]`` is 1 where the model sampled token ``t`` and 0 on prompt and tool
     tokens. ``behavior_logprobs[t]`` is 0.0 where the mask is 0; they are None where the
     engine gave none, and no batch takes such a sample. ``turn_index[t]`` is the turn of the
-    trajectory that sampled token ``t``, or -1.
+    trajectory that sampled token ``t``, and ``versions[t]`` the version of the policy that
+    did, or -1.
     """
 
     token_ids: tuple[int, ...]
     loss_mask: tuple[int, ...]
     behavior_logprobs: tuple[float, ...] | None
     turn_index: tuple[int, ...]
+    versions: tuple[int, ...]
 
     def __post_init__(self) -> None:
         lengths = {
             len(self.token_ids),
             len(self.loss_mask),
             len(self.turn_index),
+            len(self.versions),
         }
         if self.behavior_logprobs is not None:
             lengths.add(len(self.behavior_logprobs))
@@ -290,6 +322,7 @@ def _merge(turns: Sequence[Turn], first_index: int) -> TrainSample:
     mask: list[int] = [0] * len(ids)
     logprobs: list[float] = [0.0] * len(ids)
     index: list[int] = [-1] * len(ids)
+    versions: list[int] = [-1] * len(ids)
     known = all(turn.completion.logprobs is not None for turn in turns)
     for offset, turn in enumerate(turns):
         action = turn.completion
@@ -297,10 +330,18 @@ def _merge(turns: Sequence[Turn], first_index: int) -> TrainSample:
         mask += [1] * len(action.token_ids)
         logprobs += action.logprobs or ()
         index += [first_index + offset] * len(action.token_ids)
+        versions += action.token_versions()
         if offset + 1 < len(turns):
             gap = len(turn.observation_ids)
             ids += turn.observation_ids
             mask += [0] * gap
             logprobs += [0.0] * gap
             index += [-1] * gap
-    return TrainSample(tuple(ids), tuple(mask), tuple(logprobs) if known else None, tuple(index))
+            versions += [-1] * gap
+    return TrainSample(
+        tuple(ids),
+        tuple(mask),
+        tuple(logprobs) if known else None,
+        tuple(index),
+        tuple(versions),
+    )

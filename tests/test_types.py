@@ -1,6 +1,7 @@
 """Records: masks from turn structure, and what a record refuses."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -38,6 +39,25 @@ def test_turns_that_extend_each_other_become_one_sample():
     assert sample.turn_index == (-1, -1, 0, 0, -1, -1, -1, 1, 1)
     expected = (0, 0, -2.0, -2.1, 0, 0, 0, -2.2, -0.2)
     assert sample.behavior_logprobs == pytest.approx(expected)
+
+
+def test_every_sampled_token_knows_the_version_that_wrote_it():
+    first = turn([10, 11], [20, 21, 22], [30])
+    first = replace(first, completion=replace(first.completion, versions=((0, 4), (1, 6))))
+    second = turn(first.next_prompt_ids, [23, EOS], finish=Finish.EOS)
+    second = replace(second, completion=replace(second.completion, versions=((0, 7),)))
+    (sample,) = trajectory(first, second).samples()
+    assert sample.versions == (-1, -1, 4, 6, 6, -1, 7, 7)
+    assert first.completion.policy_version == 6
+
+
+def test_a_completion_that_is_cut_keeps_the_versions_of_what_is_left():
+    whole = Completion((1, 2, 3, 4), (-0.1, -0.2, -0.3, -0.4), Finish.LENGTH, ((0, 1), (2, 5)))
+    assert whole.cut(3, Finish.STOP, "x") == Completion(
+        (1, 2, 3), (-0.1, -0.2, -0.3), Finish.STOP, ((0, 1), (2, 5)), "x"
+    )
+    assert whole.cut(2, Finish.STOP).versions == ((0, 1),)
+    assert whole.cut(0, Finish.STOP).versions == ((0, 1),)
 
 
 def test_an_eos_that_equals_the_padding_token_is_still_an_action():
@@ -79,7 +99,12 @@ def test_outcomes_are_exactly_one_of_finished_truncated_and_failed():
     "build",
     [
         lambda: Completion((1, 2), (0.0,), Finish.EOS),
-        lambda: TrainSample((1, 2), (0,), (0.0, 0.0), (-1, -1)),
+        lambda: Completion((1, 2), None, Finish.EOS, ()),
+        lambda: Completion((1, 2), None, Finish.EOS, ((1, 0),)),
+        lambda: Completion((1, 2), None, Finish.EOS, ((0, 0), (2, 1))),
+        lambda: Completion((1, 2, 3), None, Finish.EOS, ((0, 0), (2, 1), (1, 2))),
+        lambda: TrainSample((1, 2), (0,), (0.0, 0.0), (-1, -1), (0, 0)),
+        lambda: TrainSample((1, 2), (0, 1), (0.0, 0.0), (-1, -1), (0,)),
         lambda: Reward(math.nan),
         lambda: Reward(1.0, {"format": math.inf}),
         lambda: Reward(1.0, per_turn=(math.nan,)),

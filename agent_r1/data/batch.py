@@ -35,6 +35,7 @@ class Batch:
     loss_mask: Tensor  # [B, T] bool, True where the model sampled the token
     behavior_logprobs: Tensor  # [B, T] float32, of the distribution that was sampled from
     turn_index: Tensor  # [B, T] int64, -1 where the model did not write
+    version: Tensor  # [B, T] int64, of the policy that sampled the token, or -1
     reward: Tensor  # [B] float32
     turn_reward: Tensor | None  # [B, K] float32, NaN where a turn has no process reward
     group_id: Tensor  # [B] int64, equal for siblings of one task
@@ -79,6 +80,7 @@ class Batch:
             loss_mask=_stack([s.loss_mask for s in samples], 0, torch.bool),
             behavior_logprobs=_stack(_behavior_logprobs(rows), 0.0, torch.float32),
             turn_index=_stack([s.turn_index for s in samples], -1, torch.int64),
+            version=_stack([s.versions for s in samples], -1, torch.int64),
             reward=torch.tensor([_reward(t) for t in owners], dtype=torch.float32),
             turn_reward=_turn_rewards(owners),
             group_id=_integers([t.group_id for t in owners]),
@@ -107,7 +109,8 @@ class Batch:
         extra = rows - len(self)
         if extra < 0:
             raise RecordError(f"cannot pad {len(self)} rows to {rows}; ask for at least as many")
-        fill = {"group_id": -1, "trajectory_id": -1, "turn_index": -1, "turn_reward": math.nan}
+        fill = dict.fromkeys(("group_id", "trajectory_id", "turn_index", "version"), -1.0)
+        fill["turn_reward"] = math.nan
         padded = {
             name: torch.cat(
                 [tensor, tensor.new_full((extra, *tensor.shape[1:]), fill.get(name, 0))]
@@ -137,7 +140,7 @@ class Batch:
         return [(name, tensor) for name, tensor in pairs if tensor is not None]
 
     def _map(self, change: Callable[[Tensor], Tensor], width: int) -> Batch:
-        wide = ("token_ids", "loss_mask", "behavior_logprobs", "turn_index")
+        wide = ("token_ids", "loss_mask", "behavior_logprobs", "turn_index", "version")
         changed = {
             name: change(tensor[:, :width] if name in wide else tensor)
             for name, tensor in self._tensors()

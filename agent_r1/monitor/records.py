@@ -7,14 +7,15 @@ A line holds the whole trajectory::
      "task": {"id", "prompt", "answer", "data_source", "extra"},
      "reward": {"value", "parts": {…}, "per_turn": [...] | null} | null,
      "turns": [{"prompt_ids": [...] | null, "token_ids", "logprobs", "counted", "finish",
-                "stop", "policy_version", "text", "observation_ids", "observation_text",
+                "stop", "versions": [[0, 7], …], "text", "observation_ids", "observation_text",
                 "tool_calls": [{"success", "seconds"}], "generate_seconds", "tool_seconds"}],
      "loss_mask": [[[0, 57], [1, 33], …], …]}
 
 ``logprobs`` is null where a server gave none; ``counted`` is null unless ``token_ids`` are
 characters, and then says how many tokens they were. ``prompt_ids`` is null where the turn
 continues the one before (prompt, action and observation, in that order), so that a line
-grows with the tokens and not with their square.
+grows with the tokens and not with their square. ``versions`` are runs of ``[first token,
+version of the policy that sampled it]``.
 ``loss_mask`` is the mask of each training sample in runs of ``[value, length]``; it follows
 from the turns and stands there for readers in other languages. Numbers that JSON lacks
 (NaN, infinities) are text. A task's answer and extras come back as JSON values.
@@ -38,6 +39,7 @@ from agent_r1.types import (
     ToolCall,
     Trajectory,
     Turn,
+    Versions,
 )
 
 FORMAT = 1
@@ -153,7 +155,7 @@ def _encode_turn(turn: Turn, before: Turn | None) -> dict[str, Any]:
         "counted": completion.counted,
         "finish": completion.finish.value,
         "stop": completion.stop,
-        "policy_version": completion.policy_version,
+        "versions": completion.versions,
         "text": turn.text,
         "observation_ids": turn.observation_ids,
         "observation_text": turn.observation_text,
@@ -176,7 +178,7 @@ def _decode_turn(record: Mapping[str, Any], before: Turn | None) -> Turn:
             token_ids=tuple(record["token_ids"]),
             logprobs=None if record["logprobs"] is None else _floats(record["logprobs"]),
             finish=Finish(record["finish"]),
-            policy_version=record["policy_version"],
+            versions=_decode_versions(record),
             stop=record["stop"],
             counted=record.get("counted"),
         ),
@@ -189,6 +191,12 @@ def _decode_turn(record: Mapping[str, Any], before: Turn | None) -> Turn:
         generate_seconds=float(record["generate_seconds"]),
         tool_seconds=float(record["tool_seconds"]),
     )
+
+
+def _decode_versions(record: Mapping[str, Any]) -> Versions:
+    """Files of before have one version for a whole completion."""
+    runs = record["versions"] if "versions" in record else [(0, record["policy_version"])]
+    return tuple((int(first), int(version)) for first, version in runs)
 
 
 def _decode_task(record: Mapping[str, Any]) -> Task:

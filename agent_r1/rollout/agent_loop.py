@@ -258,12 +258,7 @@ def _cut_at_trigger(env: BaseToolEnv, codec: Codec, completion: Completion) -> C
         raise _StepFailed(_describe(failure)) from failure
     if kept == len(completion.token_ids):
         return completion
-    return Completion(
-        completion.token_ids[:kept],
-        None if completion.logprobs is None else completion.logprobs[:kept],
-        Finish.STOP,
-        completion.policy_version,
-    )
+    return completion.cut(kept, Finish.STOP)
 
 
 class _StepFailed(AgentR1Error):

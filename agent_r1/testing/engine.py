@@ -145,7 +145,7 @@ class ScriptedEngine:
             ids = tuple(self.tokenizer.encode(reply.text, add_special_tokens=False))
         ids, finish, stop = self._cut(ids, reply.ends, params)
         logprobs = (reply.logprobs or (-1.0,) * len(ids))[: len(ids)]
-        return Completion(ids, logprobs, finish, self.policy_version, stop)
+        return Completion(ids, logprobs, finish, ((0, self.policy_version),), stop)
 
     def _cut(
         self, ids: tuple[int, ...], ends: bool, params: SamplingParams

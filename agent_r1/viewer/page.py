@@ -19,7 +19,7 @@ from agent_r1.errors import DataError
 from agent_r1.monitor.records import StoredTrajectory, read_stored
 from agent_r1.monitor.run import TRAJECTORIES_FILE
 from agent_r1.rollout.engines.embedded_stop import token_bytes
-from agent_r1.types import Trajectory, Turn
+from agent_r1.types import Completion, Trajectory, Turn
 
 PAGE_FILE = "trajectories.html"
 _PLACE = "/*DATA*/"
@@ -127,11 +127,17 @@ def _turn(turn: Turn, spelled: Sequence[bytes]) -> dict[str, Any]:
         "length": completion.length,
         "finish": completion.finish.value,
         "stop": completion.stop,
-        "version": completion.policy_version,
+        "version": _versions(completion),
         "observation": turn.observation_text,
         "calls": [[call.success, round(call.seconds, 4)] for call in turn.tool_calls],
         "seconds": [round(turn.generate_seconds, 3), round(turn.tool_seconds, 3)],
     }
+
+
+def _versions(completion: Completion) -> str:
+    """``7``, or ``7, 8 from token 31`` where the weights changed in the middle."""
+    (_, first), *later = completion.versions
+    return ", ".join([str(first), *(f"{version} from token {at}" for at, version in later)])
 
 
 def _pieces(turn: Turn, spelled: Sequence[bytes]) -> list[list[Any]]:

@@ -40,6 +40,7 @@ def test_a_batch_lays_out_tokens_masks_and_rows():
     assert batch.lengths.tolist() == [7, 2]
     assert batch.loss_mask.int().tolist() == [[0, 1, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0, 0]]
     assert batch.turn_index.tolist() == [[-1, 0, 0, -1, -1, -1, 1], [-1, 0, -1, -1, -1, -1, -1]]
+    assert batch.version.tolist() == [[-1, 0, 0, -1, -1, -1, 0], [-1, 0, -1, -1, -1, -1, -1]]
     assert batch.behavior_logprobs[0].tolist() == [0, -1, -1, 0, 0, 0, -1]
     assert batch.reward.tolist() == [2.0, -1.0]
     assert batch.terminated.tolist() == [True, False]

@@ -59,12 +59,18 @@ rewards = st.builds(
 
 
 @st.composite
+def versions(draw, length):
+    later = draw(st.sets(st.integers(1, length - 1), max_size=3)) if length > 1 else ()
+    return tuple((first, draw(st.integers(0, 9))) for first in [0, *sorted(later)])
+
+
+@st.composite
 def completions(draw):
     tokens = draw(ids)
     logprobs = draw(st.lists(numbers, min_size=len(tokens), max_size=len(tokens)))
     finish = draw(st.sampled_from(Finish))
     return Completion(
-        tokens, tuple(logprobs), finish, draw(st.integers(0, 9)), draw(st.none() | texts)
+        tokens, tuple(logprobs), finish, draw(versions(len(tokens))), draw(st.none() | texts)
     )
 
 
@@ -117,6 +123,14 @@ def test_nothing_of_a_record_is_forgotten():
     assert set(turn) == names - {"completion"}
     assert set(turn["tool_calls"][0]) == {f.name for f in dataclasses.fields(ToolCall)}
     assert {"value", "parts", "per_turn"} == {f.name for f in dataclasses.fields(Reward)}
+
+
+def test_a_file_of_before_has_one_version_for_a_whole_completion():
+    record = encode_trajectory(make_trajectory(["ab"]), step=1, split="train")
+    del record["turns"][0]["versions"]
+    record["turns"][0]["policy_version"] = 7
+    (turn,) = decode_trajectory(record).turns
+    assert turn.completion.versions == ((0, 7),)
 
 
 def test_a_context_that_only_grew_is_stored_once():

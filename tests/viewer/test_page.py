@@ -67,6 +67,17 @@ def test_with_a_tokenizer_every_token_has_its_probability(tmp_path):
     assert [p for _, p in pieces] == pytest.approx([-0.1, -1.4, -0.6, -0.7])
 
 
+def test_versions_within_a_turn_are_told(tmp_path):
+    base = scored(["abcdef"], 0.0)
+    mixed = replace(base.turns[0].completion, versions=((0, 3), (2, 4), (5, 6)))
+    folder = stored(
+        tmp_path, [(4, "train", replace(base, turns=(replace(base.turns[0], completion=mixed),)))]
+    )
+    write_page(folder, tmp_path / "page.html", Choice())
+    (turn,) = read(tmp_path / "page.html")["trajectories"][0]["turns"]
+    assert turn["version"] == "3, 4 from token 2, 6 from token 5"
+
+
 def test_bytes_that_are_no_text_are_shown_too(tmp_path):
     tokenizer = byte_tokenizer()
     ids = (0xF0, 0x41, 0xC3)

@@ -426,7 +426,7 @@ class DecodeLoop:
         sequence.tokens = [*sequence.tokens, *sampled]
         sequence.computed = int(rows.position[row])
         self._schedule.turn_over(sequence)
-        request.reply.set(Completion(sampled, logprobs, finish, self._version, stop))
+        request.reply.set(Completion(sampled, logprobs, finish, ((0, self._version),), stop))
 
     def _account(self, count: int, chunks: Sequence[Chunk]) -> None:
         self._count.steps += 1
