@@ -1,0 +1,446 @@
+"""What one GPU does with this project: the stages that ``scripts/gpu_check.sh`` runs.
+
+    python benchmarks/gpu_check.py ceilings --output DIR
+    python benchmarks/gpu_check.py update   --output DIR [--profile short] [--rehearse]
+    python benchmarks/gpu_check.py rollout  --output DIR
+    python benchmarks/gpu_check.py step     --output DIR
+
+Each stage writes ``DIR/STAGE.json`` anew whenever it has one more figure, so that a stage
+which is cut off leaves what it had. ``--rehearse`` takes tiny shapes and, without a GPU, the
+CPU: the same code, for continuous integration.
+
+Figures: *tokens/s* of an update counts the real tokens of its batch (prompt, model and tool
+tokens, no padding) over the wall-clock time of forward, loss, backward, clipping and optimizer
+step. *Share of the ceiling* is the arithmetic that the update cannot do without (nothing
+recomputed, prompts of a group once) over the measured rate of a large bfloat16 matrix
+product. *Engine tokens/s* counts sampled tokens over the wall-clock time of all turns.
+*Agreement* is the absolute difference of the engine's log-probability of a sampled token
+to the trainer's, of the very same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from train_step import useful_operations
+from train_step_child import SHAPES, Shape, build_model, make_rows, to_batch
+
+MORE_SHAPES = {
+    "qwen3-0.6b": Shape(151936, 1024, 3072, 28, 16, 8, 128, 4096, 512, 2, 8, 4, "qwen3"),
+}
+TINY = replace(SHAPES["tiny"], groups=2, siblings=4)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where results go and what is asked for."""
+
+    name: str
+    folder: Path
+    device: str
+    short: bool
+    rehearse: bool
+
+    @property
+    def file(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+
+class Results:
+    """The figures of a stage, on disk as soon as they are known."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._rows: list[dict[str, Any]] = []
+        self._write()
+
+    def add(self, **row: Any) -> None:
+        self._rows.append(row)
+        self._write()
+        print(json.dumps(row), flush=True)
+
+    @contextmanager
+    def attempt(self, **row: Any) -> Iterator[dict[str, Any]]:
+        """Fill in a row; what fails is a row with its error and does not end the stage."""
+        started = time.perf_counter()
+        try:
+            yield row
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {error}"[:600]
+        row["stage_seconds"] = round(time.perf_counter() - started, 2)
+        self.add(**row)
+        gc.collect()
+        if self._stage.device == "cuda":
+            torch.cuda.empty_cache()
+
+    def _write(self) -> None:
+        draft = self._stage.file.with_suffix(".part")
+        draft.write_text(json.dumps({"device": self._stage.device, "rows": self._rows}, indent=1))
+        draft.replace(self._stage.file)
+
+
+def synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(device: str, function: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each run, after one that is not counted."""
+    function()
+    seconds = []
+    for _ in range(repeats):
+        synchronise(device)
+        started = time.perf_counter()
+        function()
+        synchronise(device)
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+# --- ceilings --------------------------------------------------------------------------------
+
+
+def ceilings(stage: Stage, results: Results) -> None:
+    """A large copy (bytes read and written) and a large bfloat16 matrix product."""
+    size = 1 << (31 if stage.device == "cuda" else 24)
+    with results.attempt(what="copy") as row:
+        source = torch.ones(size, dtype=torch.uint8, device=stage.device)
+        target = torch.empty_like(source)
+        best = min(timed(stage.device, partial(target.copy_, source), 10))
+        row["bytes_per_second"] = 2 * size / best
+    with results.attempt(what="matmul_bf16") as row:
+        row["flops"] = matmul_rate(stage.device)
+
+
+def matmul_rate(device: str) -> float:
+    """Floating-point operations per second, the median of several runs."""
+    n = 8192 if device == "cuda" else 256
+    a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = sorted(timed(device, lambda: a @ b, 20))
+    return float(2 * n**3 / seconds[len(seconds) // 2])
+
+
+# --- one policy update -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make an update fit."""
+
+    name: str
+    shape: str
+    lora_rank: int = 0
+    optimizer: str = "adamw"
+    offload: bool = False
+    checkpointing: bool = True
+    tokens: int = 16384
+    groups: int = 2
+
+
+VARIANTS = [
+    Variant("LoRA, rank 32", "qwen3-4b", lora_rank=32),
+    Variant(
+        "LoRA, rank 32, no checkpointing",
+        "qwen3-4b",
+        lora_rank=32,
+        checkpointing=False,
+        tokens=8192,
+    ),
+    Variant("all weights, states offloaded", "qwen3-4b", offload=True),
+    Variant("all weights, 8-bit states", "qwen3-4b", optimizer="adamw_8bit"),
+    Variant("all weights", "qwen3-0.6b", checkpointing=False),
+]
+
+
+def update(stage: Stage, results: Results) -> None:
+    """One policy update: plain policy gradient over groups with tool output in them."""
+    ceiling = matmul_rate(stage.device)
+    wanted = VARIANTS[:1] + VARIANTS[4:] if stage.short else VARIANTS
+    for variant in wanted:
+        with results.attempt(variant=variant.name, shape=variant.shape) as row:
+            row |= measure_update(stage, variant, ceiling)
+
+
+def shape_of(stage: Stage, name: str) -> Shape:
+    return TINY if stage.rehearse else (SHAPES | MORE_SHAPES)[name]
+
+
+def measure_update(stage: Stage, variant: Variant, ceiling: float) -> dict[str, Any]:
+    from agent_r1.config.policy import ActorConfig, OptimConfig
+    from agent_r1.trainer.worker import LocalWorker
+
+    shape = shape_of(stage, variant.shape)
+    shape = replace(shape, groups=min(shape.groups, variant.groups))
+    model = packed_model(shape, stage.device, variant.lora_rank, variant.checkpointing)
+    rows = make_rows(shape, "groups")
+    batch = to_batch(rows)
+    optim = OptimConfig(name=variant.optimizer, lr=1e-6, weight_decay=0.0, offload=variant.offload)
+    config = ActorConfig(optim=optim, ppo_max_token_len_per_gpu=variant.tokens)
+    worker = LocalWorker(model, config, total_steps=100)
+    advantages = batch.reward[:, None] * batch.loss_mask
+    last: dict[str, float] = {}
+
+    def run() -> None:
+        last.update(worker.update_policy(batch, None, advantages))
+
+    reset_peak(stage.device)
+    seconds = timed(stage.device, run, 1 if stage.short else 2)
+    if stage.device == "cuda" and variant is VARIANTS[0]:
+        profile(stage, run)
+    count = sum(len(r.prompt) + len(r.completion) for r in rows)
+    operations = useful_operations(shape, rows) * (2 / 3 if variant.lora_rank else 1)
+    best = min(seconds)
+    return {
+        "tokens": count,
+        "token_budget": variant.tokens,
+        "seconds": seconds,
+        "tokens_per_second": count / best,
+        "achieved_flops": operations / best,
+        "ceiling_flops": ceiling,
+        "share_of_ceiling": operations / best / ceiling,
+        "peak_bytes": peak(stage.device),
+        "grad_norm": last["actor/grad_norm"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def packed_model(shape: Shape, device: str, lora_rank: int = 0, checkpointing: bool = False) -> Any:
+    from agent_r1.models.load import enable_gradient_checkpointing, enable_packing
+    from agent_r1.models.lora import add_lora
+    from agent_r1.models.recompute import recompute_elementwise
+
+    torch.manual_seed(0)
+    dtype = "bfloat16" if device == "cuda" else "float32"
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        model = build_model(shape, dtype, device).eval()
+    finally:
+        torch.set_default_dtype(default)
+    enable_packing(model)
+    if checkpointing:
+        enable_gradient_checkpointing(model)
+    else:
+        recompute_elementwise(model)
+    return add_lora(model, rank=lora_rank, alpha=2 * lora_rank) if lora_rank else model
+
+
+def reset_peak(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(device: str) -> int | None:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
+
+def profile(stage: Stage, run: Callable[[], None]) -> None:
+    """Where the time of one update goes: a table of kernels, longest first."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        run()
+        torch.cuda.synchronize()
+    table = profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40)
+    (stage.folder / f"{stage.name}_profile.txt").write_text(table)
+
+
+# --- rollouts --------------------------------------------------------------------------------
+
+PROMPT, TURN, TOOL = 256, 128, 64
+"""Tokens of a prompt, of each of two turns, and of the tool output between them."""
+
+
+def rollout(stage: Stage, results: Results) -> None:
+    """Two turns with tool output between them, for several shapes and numbers of sequences."""
+    plan = {"tiny": (1, 64, 256), "smollm2-135m": (1, 64, 256), "qwen3-4b": (1, 64, 256)}
+    if stage.short:
+        plan = {"smollm2-135m": (64,), "qwen3-4b": (1, 64)}
+    if stage.rehearse:
+        plan = {"tiny": (1, 8)}
+    for name, counts in plan.items():
+        model = packed_model(shape_of(stage, name), stage.device)
+        for count in counts:
+            for graphs in (True, False) if count == 64 else (True,):
+                with results.attempt(shape=name, sequences=count, graphs=graphs) as row:
+                    row |= measure_rollout(stage, model, count, graphs)
+        del model
+
+
+def measure_rollout(stage: Stage, model: Any, count: int, graphs: bool) -> dict[str, Any]:
+    from agent_r1.rollout.engines.embedded import EmbeddedEngine
+
+    prompt, turn, tool = (16, 8, 4) if stage.rehearse else (PROMPT, TURN, TOOL)
+    length = prompt + 2 * turn + tool + 1
+    engine = EmbeddedEngine(
+        model,
+        WORDLESS,
+        max_model_len=length,
+        max_slots=count,
+        eos_ids=(),
+        graphs=graphs,
+    )
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    runs: list[float] = []
+    episodes: list[Any] = []
+
+    async def everything() -> None:
+        for _ in range(2):
+            await engine.load_weights(None, 0)
+            started = time.perf_counter()
+            episodes[:] = await wave(engine, count, vocabulary, (prompt, turn, tool))
+            runs.append(time.perf_counter() - started)
+        await engine.close()
+
+    reset_peak(stage.device)
+    asyncio.run(everything())
+    difference = agreement(stage, model, episodes)
+    return {
+        "seconds": runs,
+        "tokens_per_second": 2 * turn * count / min(runs),
+        "busy_seconds": engine.stats().busy_seconds / len(runs),
+        "peak_bytes": peak(stage.device),
+        **difference,
+    }
+
+
+async def wave(engine: Any, count: int, vocabulary: int, sizes: tuple[int, int, int]) -> list[Any]:
+    """All sequences at once; returns tokens, mask and log-probabilities of each."""
+    from agent_r1.types import SamplingParams
+
+    prompt, turn, tool = sizes
+
+    async def one(index: int) -> Any:
+        name = f"r{index}"
+        draw = torch.Generator().manual_seed(index // 8)  # siblings of eight share a prompt
+        tokens = torch.randint(3, vocabulary, (prompt,), generator=draw).tolist()
+        mask, logprobs = [0] * prompt, [0.0] * prompt
+        for number in range(2):
+            params = SamplingParams(turn, seed=index * 2 + number)
+            done = await engine.generate(tokens, params, name)
+            tokens = [*tokens, *done.token_ids]
+            mask += [1] * len(done.token_ids)
+            logprobs += done.logprobs
+            if number == 0:
+                seen = torch.randint(3, vocabulary, (tool,), generator=draw).tolist()
+                tokens, mask, logprobs = (
+                    [*tokens, *seen],
+                    mask + [0] * tool,
+                    logprobs + [0.0] * tool,
+                )
+        engine.release(name)
+        return tokens, mask, logprobs
+
+    engine.open([f"r{i}" for i in range(count)])
+    return list(await asyncio.gather(*(one(i) for i in range(count))))
+
+
+@torch.no_grad()
+def agreement(stage: Stage, model: Any, episodes: list[Any]) -> dict[str, float]:
+    """Mean and largest difference of log-probabilities, engine against trainer."""
+    from agent_r1.models.logprobs import token_logprobs
+
+    chosen = episodes[:32]
+    ids = torch.tensor([tokens for tokens, _, _ in chosen], device=stage.device)
+    mask = torch.tensor([m for _, m, _ in chosen], dtype=torch.bool, device=stage.device)
+    engine = torch.tensor([p for _, _, p in chosen], device=stage.device)
+    lengths = torch.full((len(chosen),), ids.shape[1], device=stage.device)
+    found = token_logprobs(model, ids, lengths, mask=mask).logprobs
+    off = (found - engine).abs()[mask]
+    return {"logprob_diff_mean": float(off.mean()), "logprob_diff_max": float(off.max())}
+
+
+class _Wordless:
+    """A tokenizer for engines whose requests have no stop strings."""
+
+    eos_token_id = None
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+
+WORDLESS = _Wordless()
+
+
+# --- one whole step --------------------------------------------------------------------------
+
+
+REWARD = """
+def last_character(trajectory):
+    return float(ord(trajectory.final_text[-1:] or "a") % 2)
+"""
+"""A reward that differs between the samples of a random model, so that there is a gradient."""
+
+
+def step(stage: Stage, results: Results) -> None:
+    """Two steps of the quick start's task with a random model of a larger shape."""
+    from agent_r1.recipes.tiny import TinyShape, build_tiny_model
+
+    folder = Path(tempfile.mkdtemp(prefix="agent-r1-step-"))
+    large = TinyShape(hidden=1024, layers=28, heads=16, feed_forward=3072, context=512)
+    build_tiny_model(folder / "model", shape=TinyShape() if stage.rehearse else large)
+    (folder / "reward.py").write_text(REWARD)
+    with results.attempt(shape="0.7 M" if stage.rehearse else "0.4 B, small vocabulary") as row:
+        prompts, n, length = (4, 2, 32) if stage.rehearse else (16, 16, 256)
+        settings = [
+            f"actor_rollout_ref.model.path={folder / 'model'}",
+            f"actor_rollout_ref.rollout.n={n}",
+            f"data.train_batch_size={prompts}",
+            "data.train_files=generator:arithmetic",
+            "data.train_max_samples=256",
+            f"data.max_response_length={length}",
+            "tool.env=retool",
+            "tool.tools=[python]",
+            f"reward.name={folder / 'reward.py'}:last_character",
+            "trainer.total_training_steps=2",
+            "trainer.test_freq=-1",
+            "trainer.save_freq=-1",
+            f"trainer.default_local_dir={folder / 'run'}",
+        ]
+        command = [sys.executable, "-m", "agent_r1", "train", *settings]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError((done.stderr or done.stdout)[-1500:])
+        lines = [json.loads(s) for s in (folder / "run/metrics.jsonl").read_text().splitlines()]
+        keys = ("timing_s/", "perf/", "training/logprob", "actor/grad_norm")
+        row["steps"] = [{k: v for k, v in m.items() if k.startswith(keys)} for m in lines]
+
+
+# --- command line ----------------------------------------------------------------------------
+
+STAGES = {"ceilings": ceilings, "update": update, "rollout": rollout, "step": step}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("stage", choices=[*STAGES])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--profile", choices=["full", "short"], default="full")
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    device = "cuda" if torch.cuda.is_available() and not options.rehearse else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    short = options.profile == "short"
+    stage = Stage(options.stage, options.output, device, short, options.rehearse)
+    STAGES[options.stage](stage, Results(stage))
+
+
+if __name__ == "__main__":
+    main()
