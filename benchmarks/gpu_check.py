@@ -201,7 +201,7 @@ def measure_update(stage: Stage, variant: Variant, ceiling: float) -> dict[str, 
     reset_peak(stage.device)
     seconds = timed(stage.device, run, 1 if stage.short else 2)
     if stage.device == "cuda" and variant is VARIANTS[0]:
-        profile(stage, run)
+        profile(stage, "update", run)
     count = sum(len(r.prompt) + len(r.completion) for r in rows)
     operations = useful_operations(shape, rows) * (2 / 3 if variant.lora_rank else 1)
     best = min(seconds)
@@ -221,9 +221,8 @@ def measure_update(stage: Stage, variant: Variant, ceiling: float) -> dict[str, 
 
 
 def packed_model(shape: Shape, device: str, lora_rank: int = 0, checkpointing: bool = False) -> Any:
-    from agent_r1.models.load import enable_gradient_checkpointing, enable_packing
+    from agent_r1.models.load import enable_packing, prepare_training
     from agent_r1.models.lora import add_lora
-    from agent_r1.models.recompute import recompute_elementwise
 
     torch.manual_seed(0)
     dtype = "bfloat16" if device == "cuda" else "float32"
@@ -234,10 +233,7 @@ def packed_model(shape: Shape, device: str, lora_rank: int = 0, checkpointing: b
     finally:
         torch.set_default_dtype(default)
     enable_packing(model)
-    if checkpointing:
-        enable_gradient_checkpointing(model)
-    else:
-        recompute_elementwise(model)
+    prepare_training(model, gradient_checkpointing=checkpointing)
     return add_lora(model, rank=lora_rank, alpha=2 * lora_rank) if lora_rank else model
 
 
@@ -250,14 +246,23 @@ def peak(device: str) -> int | None:
     return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
-def profile(stage: Stage, run: Callable[[], None]) -> None:
-    """Where the time of one update goes: a table of kernels, longest first."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profiler:
+def profile(stage: Stage, what: str, run: Callable[[], None]) -> None:
+    """Where the card's time goes: a table of kernels, longest first."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    table = profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40)
-    (stage.folder / f"{stage.name}_profile.txt").write_text(table)
+        seconds = time.perf_counter() - started
+    kernels: dict[str, list[float]] = {}
+    for event in profiler.events() or ():
+        entry = kernels.setdefault(event.name, [0.0, 0])
+        entry[0] += event.device_time_total / 1e6
+        entry[1] += 1
+    lines = [f"wall clock {seconds:.3f} s, card {sum(k[0] for k in kernels.values()):.3f} s"]
+    for name, (total, calls) in sorted(kernels.items(), key=lambda k: -k[1][0])[:45]:
+        lines.append(f"{total:9.4f} s {calls:7d} x {name[:150]}")
+    (stage.folder / f"profile_{what}.txt").write_text("\n".join(lines) + "\n")
 
 
 # --- rollouts --------------------------------------------------------------------------------
@@ -305,11 +310,16 @@ def measure_rollout(stage: Stage, model: Any, count: int, graphs: bool) -> dict[
             started = time.perf_counter()
             episodes[:] = await wave(engine, count, vocabulary, (prompt, turn, tool))
             runs.append(time.perf_counter() - started)
-        await engine.close()
+
+    async def once() -> None:
+        await wave(engine, count, vocabulary, (prompt, turn // 4, tool))
 
     reset_peak(stage.device)
     asyncio.run(everything())
+    if stage.device == "cuda" and graphs and count == 64 and model.config.hidden_size > 2000:
+        profile(stage, "rollout", lambda: asyncio.run(once()))
     difference = agreement(stage, model, episodes)
+    asyncio.run(engine.close())
     return {
         "seconds": runs,
         "tokens_per_second": 2 * turn * count / min(runs),

@@ -214,20 +214,19 @@ def run_ours(job: Job, meter: Meter) -> dict[str, Any]:
     import torch
 
     from agent_r1.config.policy import ActorConfig, OptimConfig
-    from agent_r1.models.load import enable_gradient_checkpointing, enable_packing, load_model
-    from agent_r1.models.recompute import recompute_elementwise
+    from agent_r1.models.load import enable_packing, load_model, prepare_training
     from agent_r1.trainer.worker import LocalWorker
 
     shape = SHAPES[job.shape]
     meter.no_model_yet()
     if job.folder:
-        model = load_model(job.folder, "float32", job.device)
+        model = load_model(
+            job.folder, "float32", job.device, gradient_checkpointing=job.checkpointing
+        )
     else:
         model = build_model(shape, "bfloat16", job.device).eval()
         enable_packing(model)
-        recompute_elementwise(model)
-    if job.checkpointing:
-        enable_gradient_checkpointing(model)
+        prepare_training(model, gradient_checkpointing=job.checkpointing)
     batch = to_batch(make_rows(shape, job.workload))
     advantages = batch.reward[:, None] * batch.loss_mask
     config = ActorConfig(

@@ -71,11 +71,12 @@ check() { # STAGE SECONDS
     stage "$1" "$2" "$python" benchmarks/gpu_check.py "$1" --output "$output" --profile "$profile" $rehearse
 }
 
+gpu_tests=$(grep -rlE "mark\.gpu" tests --include="test_*.py")
 stage environment 60 bash -c environment
 if [ -n "$rehearse" ]; then
-    stage tests 120 "$python" -m pytest -q -m "gpu and not slow" --no-header tests/models/test_gpu.py
+    stage tests 120 "$python" -m pytest -q -m "gpu and not slow" --no-header $gpu_tests
 else
-    stage tests 90 "$python" -m pytest -q -m "gpu and not slow" -p no:cacheprovider tests
+    stage tests 110 "$python" -m pytest -q -m "gpu and not slow" -p no:cacheprovider $gpu_tests
 fi
 check ceilings 30
 if [ $profile = short ]; then

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$1 version=${2:-3.12}
-names="antlr4-python3-runtime annotated-types click gguf httptools hypothesis jsonschema
+names="antlr4-python3-runtime annotated-types click docstring-parser gguf httptools hypothesis jsonschema
     jsonschema-specifications latex2sympy2-extended math-verify msgspec omegaconf peft pydantic
     pydantic-core pytest-timeout referencing rpds-py torchao typing-inspection typing-extensions
     uvicorn"

@@ -19,6 +19,7 @@ from torch import nn
 
 from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
+from agent_r1.models.fused import fuse_elementwise
 from agent_r1.models.logprobs import packed_states, token_logprobs
 from agent_r1.models.lora import has_lora, merged_state, save_adapter
 from agent_r1.models.recompute import recompute_elementwise
@@ -67,11 +68,19 @@ def load_model(
     model = model.to(device).eval()
     if attn == "packed":
         enable_packing(model)
+    prepare_training(model, gradient_checkpointing=gradient_checkpointing)
+    return model
+
+
+def prepare_training(model: nn.Module, *, gradient_checkpointing: bool = False) -> None:
+    """What makes updates faster and smaller without changing what the model computes."""
+    weight = next(model.parameters())
+    if weight.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+        fuse_elementwise(model)
     if gradient_checkpointing:
         enable_gradient_checkpointing(model)
     else:
         recompute_elementwise(model)
-    return model
 
 
 def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:

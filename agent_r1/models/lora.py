@@ -10,7 +10,7 @@ for the adapted layers. PEFT is an optional dependency and imported only where i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,27 @@ def add_lora(
             f"no adapter fits target_modules={chosen}: {error}. Layers of this model are called "
             f"{', '.join(_linear_names(model))}"
         ) from error
+    for _, layer in lora_layers(model):
+        layer.forward = _quick_forward(layer)
     return model
+
+
+def _quick_forward(layer: Any) -> Callable[[Tensor], Tensor]:
+    """The layer's function in two passes over its output less than PEFT's own forward.
+
+    The scale goes onto the few numbers between A and B, and the sum into B's product.
+    """
+    a, b, scale = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER], layer.scaling[ADAPTER]
+
+    def forward(hidden: Tensor) -> Tensor:
+        out: Tensor = layer.base_layer(hidden)
+        if layer.disable_adapters:
+            return out
+        low = a(hidden) * scale
+        flat = torch.addmm(out.flatten(0, -2), low.flatten(0, -2), b.weight.t())
+        return flat.view(out.shape)
+
+    return forward
 
 
 def _linear_names(model: nn.Module) -> list[str]:

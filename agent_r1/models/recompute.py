@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from agent_r1.models.fused import FUSED, PRODUCT, is_gated
+
 
 def recompute_elementwise(model: nn.Module) -> int:
     """Let norms and gated feed-forward blocks of ``model`` recompute; returns how many do.
@@ -26,9 +28,10 @@ def recompute_elementwise(model: nn.Module) -> int:
     changed = 0
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
-            _recompute_norm(module)
-            changed += 1
-        elif _is_gated(module) and _same_outputs(module):
+            if not hasattr(module, FUSED):
+                _recompute_norm(module)
+                changed += 1
+        elif is_gated(module):
             module.forward = _gated_forward(module)
             changed += 1
     return changed
@@ -55,31 +58,14 @@ def _recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     return result
 
 
-def _is_gated(module: nn.Module) -> bool:
-    names = ("gate_proj", "up_proj", "down_proj")
-    return callable(getattr(module, "act_fn", None)) and all(
-        isinstance(getattr(module, name, None), nn.Linear) for name in names
-    )
-
-
 def _gated_forward(mlp: Any) -> Callable[[Tensor], Tensor]:
+    product = getattr(mlp, PRODUCT, None) or (lambda gate, up: mlp.act_fn(gate) * up)
+
     def finish(gate: Tensor, up: Tensor) -> Tensor:
-        result: Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
+        result: Tensor = mlp.down_proj(product(gate, up))
         return result
 
     def forward(hidden: Tensor) -> Tensor:
         return _recomputed(finish, mlp.gate_proj(hidden), mlp.up_proj(hidden))
 
     return forward
-
-
-@torch.no_grad()
-def _same_outputs(mlp: Any) -> bool:
-    """Whether the block computes what :func:`_gated_forward` does, on a small input."""
-    weight = mlp.gate_proj.weight
-    if weight.is_meta:
-        return False
-    width = weight.shape[1]
-    probe = torch.linspace(-1, 1, 2 * width, device=weight.device).view(1, 2, width)
-    probe = probe.to(weight.dtype)
-    return torch.equal(mlp(probe), _gated_forward(mlp)(probe))

@@ -349,6 +349,7 @@ def test_importance_weights_are_bounded_permutable_and_blind_to_masked_tokens(se
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_advantages_on_a_gpu_are_those_of_the_cpu(name):
     batch = random_batch(7)
@@ -359,6 +360,7 @@ def test_advantages_on_a_gpu_are_those_of_the_cpu(name):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mode", [m.value for m in Aggregation])
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_on_a_gpu_are_those_of_the_cpu(name, mode):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from agent_r1.models.load import enable_packing, visiting
+from agent_r1.models.load import enable_packing, prepare_training, visiting
 from agent_r1.models.logprobs import token_logprobs
 from agent_r1.testing import tiny_model
 
@@ -58,6 +58,27 @@ def test_flash_attention_over_ragged_rows_agrees_with_the_cpu(window, share):
         half_gradient.flatten(), gradient.flatten(), dim=0
     )
     assert cosine > 0.99
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_fused_parts_give_the_gradient_of_single_operations(checkpointing):
+    ids, lengths = rows()
+
+    def run(prepare):
+        model = tiny_model(heads=2, kv_heads=1, hidden_size=128).cuda().bfloat16()
+        enable_packing(model)
+        if prepare:
+            prepare_training(model, gradient_checkpointing=checkpointing)
+        model.train(checkpointing)
+        result = token_logprobs(model, ids.cuda(), lengths.cuda(), with_entropy=True)
+        (result.logprobs.sum() + result.entropy.sum()).backward()
+        flat = torch.cat([p.grad.flatten().float() for p in model.parameters()])
+        return result.logprobs.detach(), flat
+
+    expected, gradient = run(False)
+    found, fused = run(True)
+    assert (found - expected).abs().mean() < 0.02
+    assert torch.nn.functional.cosine_similarity(fused, gradient, dim=0) > 0.99
 
 
 def test_a_reference_visits_the_gpu_and_is_at_home_afterwards():

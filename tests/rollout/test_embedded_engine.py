@@ -23,7 +23,10 @@ from embedded_kit import (
 )
 
 from agent_r1.errors import EngineError
+from agent_r1.models.fused import fuse_elementwise
+from agent_r1.models.load import enable_packing
 from agent_r1.models.lora import add_lora, lora_layers
+from agent_r1.models.recompute import recompute_elementwise
 from agent_r1.rollout.engines.embedded import EmbeddedEngine
 from agent_r1.rollout.engines.embedded_lean import is_lean
 from agent_r1.types import Completion, Finish, SamplingParams
@@ -94,6 +97,27 @@ def test_adapters_are_part_of_the_policy_that_is_sampled_from(family: str) -> No
 
     done = using(engine(model), body)
     for expected, completion in zip(reference_logprobs(model, done), done.completions, strict=True):
+        assert np.abs(np.subtract(expected, completion.logprobs)).max() < 1e-4
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_model_prepared_for_training_is_sampled_from_as_it_was(native: bool) -> None:
+    model = tiny_model("qwen3")
+    enable_packing(model)
+    fuse_elementwise(model, compile_=lambda function: function)
+    recompute_elementwise(model)
+    add_lora(model, rank=2, alpha=4)
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: None)  # the general way
+    assert not is_lean(model)
+
+    async def body(built: EmbeddedEngine) -> Episode:
+        built.open(["r"])
+        return await episode(built, "r", prompt(0, 20))
+
+    done = using(engine(model, native=native), body)
+    plain = add_lora(tiny_model("qwen3"), rank=2, alpha=4)
+    plain.load_state_dict(model.state_dict())
+    for expected, completion in zip(reference_logprobs(plain, done), done.completions, strict=True):
         assert np.abs(np.subtract(expected, completion.logprobs)).max() < 1e-4
 
 

@@ -19,8 +19,7 @@ from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_graph import (
     CudaRecorder,
     DecodeGraphs,
-    Recorder,
-    run_again,
+    RunAgain,
 )
 from agent_r1.rollout.engines.embedded_loop import DecodeLoop
 from agent_r1.rollout.engines.embedded_memory import slots_within
@@ -109,7 +108,7 @@ class EmbeddedEngine:
         on_gpu = weight.device.type == "cuda"
         graphs = on_gpu if graphs is None else graphs
         cache = SlotCache(weight.device, weight.dtype, max_model_len, slots, fixed=graphs)
-        recorder: Recorder = CudaRecorder() if on_gpu else run_again
+        recorder = CudaRecorder if on_gpu else RunAgain
         self._loop = DecodeLoop(
             runner,
             cache,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -65,15 +66,21 @@ class CudaRecorder:
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 function()
-            finally:
-                graph.capture_end()
+            except BaseException:
+                with suppress(RuntimeError):  # what went wrong first says more
+                    graph.capture_end()
+                raise
+            graph.capture_end()
         torch.cuda.current_stream().wait_stream(self._stream)
         return graph.replay
 
 
-def run_again(function: Callable[[], None]) -> Replay:
+class RunAgain:
     """A recorder for devices without graphs: the function itself."""
-    return function
+
+    def __call__(self, function: Callable[[], None]) -> Replay:
+        function()
+        return function
 
 
 @dataclass(slots=True)
@@ -95,18 +102,20 @@ class DecodeGraphs:
         forward: Callable[[Any], Tensor],
         cache: SlotCache,
         device: torch.device,
-        recorder: Recorder,
+        make_recorder: Callable[[], Recorder],
     ) -> None:
         self._forward = forward
         self._cache = cache
         self._device = device
-        self._recorder = recorder
+        self._make_recorder = make_recorder
+        self._recorder: Recorder | None = None
         self._generation = cache.generation
         self._known: dict[tuple[int, int], _Recorded] = {}
 
     def clear(self) -> None:
         """Forget everything recorded: weights or cache have moved."""
         self._known.clear()
+        self._recorder = None  # a memory pool cannot be used again once its graphs are gone
 
     def step(
         self, tokens: NDArray[np.int64], positions: NDArray[np.int64], rows: RowSampling
@@ -164,6 +173,8 @@ class DecodeGraphs:
             outputs[1].copy_(logprob)
             kept[:] = [logits]
 
+        if self._recorder is None:
+            self._recorder = self._make_recorder()
         replay = self._recorder(run)
         staging = values.pin_memory() if self._device.type == "cuda" else values.clone()
         return _Recorded(staging, inputs, outputs, kept, replay)

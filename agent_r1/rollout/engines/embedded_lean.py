@@ -38,7 +38,7 @@ class _Linear:
         out = F.linear(narrow, self.weight, self.bias)
         if self.adapter is not None:
             a, b, scale = self.adapter
-            out = out + F.linear(F.linear(narrow, a), b) * scale
+            out = torch.addmm(out, F.linear(narrow, a) * scale, b.t())
         return out if out.dtype == hidden.dtype else out.to(hidden.dtype)
 
 

@@ -92,6 +92,8 @@ class Twin:
         shared: dict[int, Any] = {id(tensor): tensor for tensor in model.parameters()}
         shared.update({id(tensor): tensor for tensor in model.buffers()})
         self.module: nn.Module = copy.deepcopy(model, shared).eval()
+        for module in self.module.modules():
+            _restore_forward(module)
         self._model = model
         first: dict[int, str] = {}
         self._tied_to = {
@@ -118,6 +120,15 @@ class Twin:
         for name, parameter in bound.items():
             path, _, leaf = name.rpartition(".")
             self.module.get_submodule(path)._parameters[leaf] = parameter
+
+
+def _restore_forward(module: nn.Module) -> None:
+    """Undo what :mod:`agent_r1.models` put in the place of a forward for training: it would
+    still call the module that was copied.
+    """
+    replaced = getattr(vars(module).get("forward"), "__module__", "")
+    if str(replaced).startswith("agent_r1.models."):
+        del module.forward
 
 
 def _fit(name: str, new: Tensor, old: nn.Parameter) -> nn.Parameter:
