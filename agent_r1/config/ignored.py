@@ -125,7 +125,6 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.enforce_eager": _ENGINE,
     "actor_rollout_ref.rollout.engine_kwargs.*": _ENGINE,
     "actor_rollout_ref.rollout.expert_parallel_size": _SHARDING,
-    "actor_rollout_ref.rollout.free_cache_engine": _ENGINE,
     "actor_rollout_ref.rollout.ignore_eos": "an end of sequence always ends the turn",
     "actor_rollout_ref.rollout.layered_summon": _ENGINE,
     "actor_rollout_ref.rollout.load_format": _ENGINE,

@@ -225,8 +225,10 @@ class RolloutConfig(Section):
     max_num_seqs: PositiveInt = 128
     """Sequences that the engine decodes at once (its key-value cache slots), memory permitting."""
     gpu_memory_utilization: PositiveShare = 0.4
-    """Share of the GPU's memory (on a CPU: of the machine's) for keys and values. They are freed
-    before the policy is updated."""
+    """Share of the GPU's memory (on a CPU: of the machine's) for keys and values."""
+    free_cache_engine: bool = True
+    """Give that memory back between rollouts. false saves the GPU the recording of its decode steps
+    at every rollout, where the memory plan has room for both."""
     max_concurrency: PositiveInt | None = None
     """Trajectories in flight at once. null: all of a step, or 32 on a server."""
     deterministic: bool = True

@@ -38,7 +38,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cache
-def _with(compile_: Compile, function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_once(function: Callable[..., Any], compile_: Compile = compiled) -> Callable[..., Any]:
     """Compiled once per process, not once per layer."""
     return compile_(function)
 
@@ -54,10 +54,10 @@ def fuse_elementwise(model: nn.Module, *, compile_: Compile = compiled) -> int:
         if kind.endswith("RMSNorm"):
             changed += _fuse_norm(module)
         elif is_gated(module) and type(module.act_fn).__name__ in ("SiLU", "SiLUActivation"):
-            _fuse_gated(module, _with(compile_, silu_product))
+            _fuse_gated(module, compile_once(silu_product, compile_))
             changed += 1
         elif kind in _ATTENTION and type(module).__module__.startswith("transformers."):
-            module.forward = _attention_forward(module, _with(compile_, rotate))
+            module.forward = _attention_forward(module, compile_once(rotate, compile_))
             changed += 1
     return changed
 
@@ -106,6 +106,40 @@ def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
         query * cos + torch.cat([query[..., half:], query[..., :half]], -1) * turn,
         key * cos + torch.cat([key[..., half:], key[..., :half]], -1) * turn,
     )
+
+
+def prepare_heads(
+    query: Tensor,
+    key: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Norms (where there are weights) and rotation of flat tokens ``[T, H, D]``."""
+    if q_weight is not None and k_weight is not None:
+        query = _rms(query, q_weight, eps)
+        key = _rms(key, k_weight, eps)
+    half = sin.shape[-1] // 2
+    turn = torch.cat([-sin[:, :half], sin[:, half:]], -1)[:, None]
+    cos = cos[:, None]
+    return (
+        query * cos + torch.cat([query[..., half:], query[..., :half]], -1) * turn,
+        key * cos + torch.cat([key[..., half:], key[..., :half]], -1) * turn,
+    )
+
+
+def add_norm(hidden: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``hidden + delta`` and its normalised form, ``[T, D]`` each."""
+    hidden = hidden + delta
+    return hidden, _rms(hidden, weight, eps)
+
+
+def _rms(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
+    exact = hidden.float()
+    scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
+    return (exact * scale).to(hidden.dtype) * weight
 
 
 def _fuse_norm(norm: Any) -> bool:

@@ -330,6 +330,7 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
         deterministic=rollout.deterministic,
         readmit_after=rollout.readmit_after,
         dtype=None if rollout.dtype == "auto" else rollout.dtype,
+        free_when_idle=rollout.free_cache_engine,
     )
 
 

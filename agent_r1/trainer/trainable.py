@@ -158,7 +158,7 @@ class _Slot:
     up at once, so that never more than one of them exists.
     """
 
-    __slots__ = ("_hook", "_sum", "master", "name", "parameter")
+    __slots__ = ("_hook", "_landing", "_sum", "master", "name", "parameter")
 
     def __init__(self, name: str, parameter: nn.Parameter, *, offload: bool) -> None:
         self.name = name
@@ -166,6 +166,7 @@ class _Slot:
         narrow = parameter.dtype in (torch.bfloat16, torch.float16)
         self.master = parameter
         self._sum: Tensor | None = None
+        self._landing = torch.empty(0) if offload else None
         if narrow or offload:
             device = torch.device("cpu") if offload else parameter.device
             exact = parameter.detach().to(device, torch.promote_types(parameter.dtype, torch.float))
@@ -182,13 +183,23 @@ class _Slot:
         """Give the sum to the optimizer."""
         if self.master is not self.parameter:
             total, self._sum = self._sum, None
-            self.master.grad = None if total is None else total.to(self.master.device)
+            self.master.grad = (
+                total if total is None or self._landing is None else self._land(total)
+            )
+
+    def _land(self, total: Tensor) -> Tensor:
+        """The sum in the machine's memory, always in the same page-locked place."""
+        assert self._landing is not None
+        if self._landing.numel() == 0:
+            pinned = total.device.type == "cuda"
+            self._landing = torch.empty(total.shape, dtype=total.dtype, pin_memory=pinned)
+        return self._landing.copy_(total)
 
     @torch.no_grad()
     def narrow(self) -> None:
         """Round the updated master to the parameter."""
         if self.master is not self.parameter:
-            self.parameter.copy_(self.master)
+            self.parameter.copy_(self.master.to(self.parameter.dtype))
 
     def forget(self) -> None:
         self.parameter.grad = self.master.grad = self._sum = None

@@ -48,7 +48,8 @@ class EmbeddedEngine:
 
     ``max_slots`` sequences hold keys and values at a time, fewer where those of full length
     would take more than ``memory_share`` of the device's memory; others queue. The memory is
-    given back when no sequence is left.
+    given back when no sequence is left, unless ``free_when_idle`` is false: then recorded steps
+    (``graphs``) need not be recorded again for the next wave.
 
     With ``deterministic`` the batches, and so tokens and log-probabilities to the last bit,
     depend on seeds and texts only, not on how long tools take: see
@@ -84,6 +85,7 @@ class EmbeddedEngine:
         native: bool = True,
         dtype: torch.dtype | str | None = None,
         graphs: bool | None = None,
+        free_when_idle: bool = True,
     ) -> None:
         if min(max_model_len, max_slots, readmit_after, prefill_chunk) < 1 or max_wait_s <= 0:
             raise EngineError(
@@ -120,6 +122,7 @@ class EmbeddedEngine:
             prefill_chunk=prefill_chunk,
             max_wait_s=max_wait_s,
             graphs=DecodeGraphs(runner.forward, cache, weight.device, recorder) if graphs else None,
+            free_when_idle=free_when_idle,
         )
         # The thread knows the loop, not this object: an engine that is dropped or that
         # lives until the interpreter exits stops its thread all the same.

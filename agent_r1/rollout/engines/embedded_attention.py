@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agent_r1.models.attention import ragged_attention
+from agent_r1.models.fused import compile_once, prepare_heads
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_native import Native
 
@@ -60,6 +61,12 @@ class HeadPreparation:
 
     def apply(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """Normalise and rotate ``[T, H, D]``."""
+        if query.is_cuda:
+            q_weight, k_weight, eps = self.norms or (None, None, 0.0)
+            both: tuple[Tensor, Tensor] = compile_once(prepare_heads)(
+                query, key, self.cos, self.sin, q_weight, k_weight, eps
+            )
+            return both
         if self.norms is not None:
             q_weight, k_weight, eps = self.norms
             query = F.rms_norm(query, q_weight.shape, q_weight, eps)

@@ -201,7 +201,7 @@ class _DecodeBatch:
         self.token_ids = inputs[0].long()
         self.positions = inputs[1].long()
         self._slots = inputs[2].long()
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int | None, bool], Tensor] = {}
         self._write: dict[int, Tensor] = {}
 
     def attend(
@@ -224,17 +224,25 @@ class _DecodeBatch:
         index = self._index(kv_heads)
         for cached, new in ((keys, key), (values, value)):
             cached.view(-1, cached.shape[-1]).index_copy_(0, index, new.flatten(0, 1))
-        if window not in self._masks:
-            self._masks[window] = visible(self.positions[:, None], self._keys, window)
         out = masked_attention(
             query.reshape(count, kv_heads, heads // kv_heads, dim),
             keys[:count, :, : self._keys],
             values[:count, :, : self._keys],
-            self._masks[window][:, None, None],
+            self._mask(window, query.dtype, bias=not softcap),
             scale,
             softcap,
         )
         return out.reshape(count, heads, -1)
+
+    def _mask(self, window: int | None, dtype: torch.dtype, *, bias: bool) -> Tensor:
+        """``[N, 1, 1, keys]``: what a row sees, as the number to add where ``bias`` is asked
+        for, because attention would make one of it in every layer.
+        """
+        if (window, bias) not in self._masks:
+            seen = visible(self.positions[:, None], self._keys, window)[:, None, None]
+            added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            self._masks[window, bias] = added.masked_fill_(~seen, -torch.inf) if bias else seen
+        return self._masks[window, bias]
 
     def _index(self, heads: int) -> Tensor:
         """Where each row's heads are stored, in units of ``head_dim``."""

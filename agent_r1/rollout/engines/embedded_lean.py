@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from agent_r1.models.fused import add_norm, compile_once, silu_product
 from agent_r1.models.lora import ADAPTER, is_lora_linear
 from agent_r1.rollout.engines.embedded_attention import HeadPreparation, StepBatch
 from agent_r1.rollout.engines.embedded_native import Native
@@ -62,6 +63,11 @@ class _Layer:
     window: int | None
 
 
+def addresses(model: nn.Module) -> tuple[int, ...]:
+    """Where the tensors of a model are; recorded steps read them there."""
+    return tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
+
+
 def is_lean(model: Any) -> bool:
     """Whether :class:`LeanRunner` computes exactly this model.
 
@@ -103,12 +109,15 @@ class LeanRunner:
     def __init__(self, twin: Any, dtype: torch.dtype | None = None) -> None:
         self._twin = twin
         self._dtype = dtype
+        self._addresses: tuple[int, ...] = ()
         self.refresh()
 
-    def refresh(self) -> None:
+    def refresh(self) -> bool:
         """Look the parameters up again; looking them up at every step costs a tenth of it."""
+        before, self._addresses = self._addresses, addresses(self._twin)
         self._layers = [_layer(layer, self._linear) for layer in self._twin.model.layers]
         self._head = self._linear(self._twin.lm_head)
+        return self._dtype is not None or before != self._addresses
 
     def _linear(self, module: Any) -> _Linear:
         adapter = None
@@ -129,7 +138,7 @@ class LeanRunner:
         native = batch.native if hidden.dtype == torch.float32 else None
         delta: Tensor | None = None
         for index, layer in enumerate(self._layers):
-            normed = _add_norm(native, hidden, delta, layer.norm_in, layer.eps)
+            hidden, normed = _add_norm(native, hidden, delta, layer.norm_in, layer.eps)
             heads = (len(hidden), -1, layer.head_dim)
             out = batch.attend(
                 index,
@@ -141,13 +150,11 @@ class LeanRunner:
                 prepare=HeadPreparation(layer.head_norms, cos[0], sin[0]),
             )
             attended = layer.o(out.view(len(hidden), -1))
-            normed = _add_norm(native, hidden, attended, layer.norm_mlp, layer.eps)
-            gate, up = layer.gate(normed), layer.up(normed)
-            gated = native.silu_mul(gate, up) if native else F.silu(gate).mul_(up)
-            delta = layer.down(gated)
+            hidden, normed = _add_norm(native, hidden, attended, layer.norm_mlp, layer.eps)
+            delta = layer.down(_gated(native, layer.gate(normed), layer.up(normed)))
         rows, norm = batch.rows, base.norm
         last = None if delta is None else delta[:rows]
-        final = _add_norm(native, hidden[:rows], last, norm.weight, norm.variance_epsilon)
+        final = _add_norm(native, hidden[:rows], last, norm.weight, norm.variance_epsilon)[1]
         return self._head(final)
 
 
@@ -188,10 +195,22 @@ def _window(attention: Any) -> int | None:
 
 def _add_norm(
     native: Native | None, hidden: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-) -> Tensor:
-    """Add ``delta`` to ``hidden[T, D]`` in place; its normalised form."""
+) -> tuple[Tensor, Tensor]:
+    """``hidden[T, D]`` with ``delta`` added, on a CPU in place; and its normalised form."""
     if native is not None:
-        return native.add_norm(hidden, delta, weight, eps)
+        return hidden, native.add_norm(hidden, delta, weight, eps)
+    if delta is not None and hidden.is_cuda:
+        both: tuple[Tensor, Tensor] = compile_once(add_norm)(hidden, delta, weight, eps)
+        return both
     if delta is not None:
         hidden += delta
-    return F.rms_norm(hidden, weight.shape, weight, eps)
+    return hidden, F.rms_norm(hidden, weight.shape, weight, eps)
+
+
+def _gated(native: Native | None, gate: Tensor, up: Tensor) -> Tensor:
+    if native is not None:
+        return native.silu_mul(gate, up)
+    if gate.is_cuda:
+        product: Tensor = compile_once(silu_product)(gate, up)
+        return product
+    return F.silu(gate).mul_(up)

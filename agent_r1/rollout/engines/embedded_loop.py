@@ -53,7 +53,9 @@ class DecodeLoop:
         prefill_chunk: int,
         max_wait_s: float,
         graphs: DecodeGraphs | None = None,
+        free_when_idle: bool = True,
     ) -> None:
+        self._free_when_idle = free_when_idle
         self._graphs = graphs
         self._runner = runner
         self._cache = cache
@@ -151,6 +153,8 @@ class DecodeLoop:
         """Give memory back where nobody is left to use it: a trainer's update comes next."""
         if self._schedule.over():
             self._drop_gone()
+            if not self._free_when_idle:
+                return
             self._slots.clear()
             self._cache.clear()
             if self._graphs is not None:
@@ -179,8 +183,7 @@ class DecodeLoop:
             return
         try:
             bind()
-            self._runner.refresh()
-            if self._graphs is not None:
+            if self._runner.refresh() and self._graphs is not None:
                 self._graphs.clear()
         except Exception as error:
             reply.fail(_translated(error))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.embedded_attention import StepBatch
-from agent_r1.rollout.engines.embedded_lean import LeanRunner, is_lean
+from agent_r1.rollout.engines.embedded_lean import LeanRunner, addresses, is_lean
 
 _ATTENTION_NAME = "agent_r1_slots"
 _SUPPORTED_LAYERS = frozenset({"full_attention", "sliding_attention", "attention"})
@@ -30,8 +30,8 @@ class Runner(Protocol):
 
     def forward(self, batch: StepBatch) -> Tensor: ...
 
-    def refresh(self) -> None:
-        """Recompute whatever was derived from the weights."""
+    def refresh(self) -> bool:
+        """Look the weights up again and derive what is derived; whether anything moved."""
 
 
 class TransformersRunner:
@@ -39,6 +39,7 @@ class TransformersRunner:
 
     def __init__(self, twin: nn.Module) -> None:
         self._twin = twin
+        self._addresses = addresses(twin)
         _register_attention()
         try:
             twin.set_attn_implementation(_ATTENTION_NAME)  # type: ignore[operator]
@@ -62,8 +63,9 @@ class TransformersRunner:
         logits: Tensor = output.logits[0]
         return logits
 
-    def refresh(self) -> None:
-        """Nothing is derived."""
+    def refresh(self) -> bool:
+        before, self._addresses = self._addresses, addresses(self._twin)
+        return before != self._addresses
 
 
 def make_runner(twin: nn.Module, dtype: torch.dtype | None = None) -> Runner:
