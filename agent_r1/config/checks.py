@@ -156,12 +156,31 @@ def _correction(config: Config) -> Iterator[str]:
             f"{correction.rollout_is_threshold_lower} must be below rollout_is_threshold="
             f"{correction.rollout_is_threshold}"
         )
-    if correction.bypass_mode and correction.rollout_is != "none":
+    if correction.bypass_mode and correction.rollout_is not in ("auto", "none"):
         yield (
             "algorithm.rollout_correction.bypass_mode=true takes the engine's log-probabilities "
             f"as the old ones, so that rollout_is={correction.rollout_is} would weigh everything "
             "with 1; set one of the two"
         )
+
+
+def _overlap(config: Config) -> Iterator[str]:
+    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
+    key = "actor_rollout_ref.rollout"
+    if rollout.min_group is not None and rollout.min_group > rollout.n:
+        yield f"{key}.min_group={rollout.min_group} is above {key}.n={rollout.n}; lower it"
+    if rollout.min_group == 1 and config.algorithm.adv_estimator in WITH_GROUPS:
+        yield (
+            f"{key}.min_group=1 leaves nothing for algorithm.adv_estimator="
+            f"{config.algorithm.adv_estimator} to compare; set 2 or more"
+        )
+    if rollout.over_sampling and trainer.stale == "wait" and trainer.max_staleness:
+        yield (
+            f"{key}.over_sampling={rollout.over_sampling} cuts stragglers off, for which "
+            "trainer.stale=wait waits; set trainer.stale=drop or over_sampling=0"
+        )
+    if config.data.curriculum.solved <= config.data.curriculum.hopeless:
+        yield "data.curriculum.solved must be above data.curriculum.hopeless"
 
 
 def _schedules(config: Config) -> Iterator[str]:
@@ -232,6 +251,7 @@ _CHECKS: tuple[Check, ...] = (
     _lengths,
     _critic,
     _correction,
+    _overlap,
     _schedules,
     _run,
     _sandbox,
@@ -258,6 +278,13 @@ def _remarks(config: Config) -> Iterator[str]:
             f"{actor.loss_agg_mode}; it belongs to seq-mean-token-sum-norm"
         )
     trainer = config.trainer
+    correction = config.algorithm.rollout_correction
+    if trainer.max_staleness and correction.rollout_is == "none" and not correction.bypass_mode:
+        yield (
+            f"trainer.max_staleness={trainer.max_staleness} with algorithm.rollout_correction."
+            "rollout_is=none trains on older policies' trajectories as if they were the newest's; "
+            "use auto, or bypass_mode=true"
+        )
     if trainer.nnodes * trainer.n_gpus_per_node > 1:
         yield (
             f"trainer.nnodes={trainer.nnodes} and trainer.n_gpus_per_node="

@@ -240,6 +240,16 @@ class RolloutConfig(Section):
     answered goes on. Higher lets slower tools keep up, lower wastes fewer steps."""
     trajectory_timeout_s: PositiveFloat | None = 600.0
     """Wall-clock seconds of one trajectory, after which it counts as ``timeout``. null: none."""
+    min_group: PositiveInt | None = None
+    """Members that make a group complete: as soon as so many have finished, the others are cut
+    off. null: all ``n``."""
+    over_sampling: NonNegativeFloat = 0.0
+    """Groups under way beyond those of a step, as a share of them. The step takes those that are
+    finished first and cuts the stragglers off, whose tasks are sampled again. Favours what is
+    quick to sample."""
+    keep_cache: bool = True
+    """When weights change under a trajectory: true keeps its keys and values, false computes them
+    anew, which is exact and costs a prefill. Only with ``trainer.max_staleness`` above 0."""
     max_failed_share: Share = 0.2
     """Share of failed trajectories (tool or engine) in a step above which the run stops."""
     val_kwargs: SamplingConfig = SamplingConfig()

@@ -15,7 +15,29 @@ from pydantic import (
 )
 
 from agent_r1.config.policy import KLKind
-from agent_r1.config.section import CountOrAll, Names, NoneWord, Section, Share
+from agent_r1.config.section import (
+    CountOrAll,
+    Names,
+    NoneWord,
+    PositiveShare,
+    Section,
+    Share,
+)
+
+
+class CurriculumConfig(Section):
+    """Online difficulty filtering: tasks without signal are sampled more seldom."""
+
+    enable: bool = False
+    """Remember how often each task was solved, and skip what is solved or hopeless."""
+    solved: Share = 1.0
+    """Success rate from which a task counts as solved."""
+    hopeless: Share = 0.0
+    """Success rate up to which a task counts as hopeless."""
+    keep: Share = 0.25
+    """Share of the turns of such a task in which it is sampled all the same."""
+    momentum: PositiveShare = 0.5
+    """Weight of the newest group in the remembered rate."""
 
 
 class DataConfig(Section):
@@ -57,6 +79,7 @@ class DataConfig(Section):
     """Shuffle the training tasks anew in every epoch."""
     seed: int | None = None
     """Seed of the order. null: ``trainer.seed``."""
+    curriculum: CurriculumConfig = CurriculumConfig()
     train_max_samples: CountOrAll = None
     """Use this many training tasks only. null: all."""
     val_max_samples: CountOrAll = None
@@ -90,9 +113,12 @@ class FilterGroupsConfig(Section):
 class RolloutCorrectionConfig(Section):
     """Importance weights for trajectories that another distribution than the trained one drew."""
 
-    rollout_is: Annotated[Literal["none", "token", "sequence", "geometric"], NoneWord] = "none"
+    rollout_is: Annotated[Literal["auto", "none", "token", "sequence", "geometric"], NoneWord] = (
+        "auto"
+    )
     """Level at which the weights exp(old - rollout) are formed; ``geometric`` is the mean over
-    the tokens of a sequence."""
+    the tokens of a sequence. ``auto``: ``token`` with ``trainer.max_staleness`` above 0 (the
+    decoupled objective of AReaL, its weights truncated), else ``none``."""
     mode: Literal["truncate", "mask", "drop"] = "truncate"
     """``truncate`` caps weights at the upper threshold; ``mask`` zeroes those outside both;
     ``drop`` weighs nothing and takes what is outside both out of the loss and its divisors."""
@@ -192,6 +218,13 @@ class TrainerConfig(Section):
     """Steps between validations. -1 or 0: at the end only."""
     val_before_train: bool = True
     """Validate before the first step."""
+    max_staleness: NonNegativeInt = 0
+    """Updates that the policy may be ahead of the one that sampled what it is trained on. 0:
+    sampling and training take turns, and runs repeat to the last bit. Above: they overlap, and
+    trajectories go on while the weights change (docs/scaling.md)."""
+    stale: Literal["wait", "drop"] = "wait"
+    """What becomes of a group that would get too old. ``wait``: the step that is the last to take
+    it waits for it. ``drop``: it is cut off, and its task is sampled again."""
     critic_warmup: NonNegativeInt = 0
     """Steps in which only the critic learns."""
     logger: Names = ("console",)

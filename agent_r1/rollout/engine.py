@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from agent_r1.types import Completion, SamplingParams
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 OnTokens = Callable[[Sequence[int]], None]
 """Receives sampled ids as they come, on the caller's event loop."""
+
+
+@runtime_checkable
+class WeightSource(Protocol):
+    """The weights of the policy as they are when an iterator is consumed."""
+
+    def parameters(self) -> Iterable[tuple[str, Tensor]]:
+        """The trainer's own tensors by its own names, adapters apart from their base."""
+
+    def checkpoint(self) -> Iterable[tuple[str, Tensor]]:
+        """Tensors as a model folder of Hugging Face has them, adapters merged."""
 
 
 class Engine(Protocol):
@@ -35,8 +49,14 @@ class Engine(Protocol):
 
     def release(self, request_id: str) -> None: ...
 
-    async def load_weights(self, source: Any, version: int) -> None:
-        """Serve the weights of ``source`` from now on. No request may be in flight."""
+    async def load_weights(self, source: Any, version: int, *, keep_cache: bool = False) -> int:
+        """Serve the weights of ``source`` (a :class:`WeightSource`) from the next token on.
+
+        Requests in flight go on, and their completions say which version wrote what. Keys
+        and values of the tokens that they have so far are computed anew, or with
+        ``keep_cache`` stay those of the older weights. Returns how many bytes were moved. An
+        :class:`agent_r1.errors.EngineError` leaves the version before in service.
+        """
 
     async def close(self) -> None: ...
 

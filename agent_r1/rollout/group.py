@@ -1,16 +1,17 @@
 """Siblings and batches: many trajectories at once, each at its own pace.
 
-Nothing here waits for a slowest member but the end of the step itself, and nothing that
-finished is lost when the step does not: every trajectory is handed to ``on_finished``
-the moment it is scored.
+Nothing here waits for a slowest member but whoever asks for all of them, and nothing that
+finished is lost when a step does not: every trajectory is handed to ``on_finished`` the
+moment it is scored.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from agent_r1.errors import RolloutFailed
 from agent_r1.rollout.agent_loop import AgentLoop, Sampling
@@ -19,6 +20,8 @@ from agent_r1.types import Task, Trajectory
 
 Scorer = Callable[[Trajectory], Awaitable[Trajectory]]
 """Returns the trajectory with its reward, or with ``error`` set when scoring failed."""
+
+OnFinished = Callable[[Trajectory], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,14 @@ class Group:
     group_id: str
     n: int = 1
     first_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedGroup:
+    """A group and its trajectories in the order of their indices."""
+
+    group: Group
+    trajectories: tuple[Trajectory, ...]
 
 
 class GroupRunner:
@@ -53,60 +64,214 @@ class GroupRunner:
         self._scorer = scorer
         self._max_concurrency = max_concurrency
 
+    def rollouts(
+        self,
+        sampling: Sampling,
+        on_finished: OnFinished | None = None,
+        *,
+        enough: int | None = None,
+    ) -> Rollouts:
+        """Groups to be submitted one after another; see :class:`Rollouts`."""
+        return Rollouts(
+            lambda member: self._loop.run(
+                member.group.task, member.group.group_id, member.index, sampling
+            ),
+            self._engine,
+            self._scorer,
+            on_finished,
+            lanes=self._max_concurrency,
+            enough=enough,
+        )
+
+    async def finished(
+        self,
+        groups: Sequence[Group],
+        sampling: Sampling,
+        on_finished: OnFinished | None = None,
+    ) -> AsyncIterator[FinishedGroup]:
+        """Each of ``groups`` as soon as all of its members are there."""
+        async with self.rollouts(sampling, on_finished) as rollouts:
+            rollouts.submit(groups)
+            for _ in groups:
+                yield await rollouts.next()
+
     async def run(
         self,
         groups: Sequence[Group],
         sampling: Sampling,
-        on_finished: Callable[[Trajectory], None] | None = None,
+        on_finished: OnFinished | None = None,
     ) -> list[Trajectory]:
         """All trajectories of ``groups``, siblings together, in the order asked for."""
-        members = [
-            _Member(group, group.first_index + i) for group in groups for i in range(group.n)
-        ]
-        width = min(self._max_concurrency or len(members), len(members))
-        waiting = iter(members[width:])
-        self._engine.open([member.id for member in members[:width]])
-        try:
-            async with asyncio.TaskGroup() as tasks:
-
-                async def score(member: _Member, trajectory: Trajectory) -> None:
-                    if not trajectory.outcome.failed:
-                        trajectory = await self._scorer(trajectory)
-                    member.result = trajectory
-                    if on_finished is not None:
-                        on_finished(trajectory)
-
-                async def lane(member: _Member | None) -> None:
-                    while member is not None:
-                        trajectory = await self._loop.run(
-                            member.group.task, member.group.group_id, member.index, sampling
-                        )
-                        following = next(waiting, None)
-                        if following is not None:
-                            self._engine.open([following.id])
-                        self._engine.release(member.id)
-                        tasks.create_task(score(member, trajectory))
-                        member = following
-
-                for member in members[:width]:
-                    tasks.create_task(lane(member))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from failures
-        finally:
-            for member in members:
-                self._engine.release(member.id)
-        return [member.result for member in members if member.result is not None]
+        done: dict[str, FinishedGroup] = {}
+        async with self.rollouts(sampling, on_finished) as rollouts:
+            rollouts.submit(groups)
+            for _ in groups:
+                finished = await rollouts.next()
+                done[_key(finished.group)] = finished
+        return [t for group in groups for t in done[_key(group)].trajectories]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Member:
     group: Group
     index: int
+    siblings: list[_Member] = field(repr=False)
+    task: asyncio.Task[None] | None = None
     result: Trajectory | None = None
+    cut: bool = False
 
     @property
     def id(self) -> str:
         return f"{self.group.group_id}/{self.index}"
+
+
+class Rollouts:
+    """Groups under way, and those that finished. An asynchronous context manager.
+
+    Groups submitted together are announced to the engine together. A group is finished when
+    all of its members are, or ``enough`` of them: the others are then cut off. Leaving the
+    context cancels what is under way. At most ``lanes`` trajectories run at once.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[_Member], Coroutine[Any, Any, Trajectory]],
+        engine: Engine,
+        scorer: Scorer,
+        on_finished: OnFinished | None,
+        *,
+        lanes: int | None,
+        enough: int | None,
+    ) -> None:
+        self._run = run
+        self._engine = engine
+        self._scorer = scorer
+        self._on_finished = on_finished
+        self._lanes = lanes
+        self._enough = enough
+        self._open: dict[str, list[_Member]] = {}
+        self._waiting: deque[_Member] = deque()
+        self._running: dict[str, _Member] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._finished: deque[FinishedGroup] = deque()
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Trajectories under way now."""
+        return len(self._running)
+
+    def submit(self, groups: Sequence[Group]) -> None:
+        """Begin these groups as soon as lanes are free."""
+        for group in groups:
+            members: list[_Member] = []
+            indices = range(group.first_index, group.first_index + group.n)
+            members += [_Member(group, index, members) for index in indices]
+            self._open[_key(group)] = members
+            self._waiting.extend(members)
+            if not members:
+                self._close_group(members, group)
+        self._start_waiting()
+
+    async def next(self) -> FinishedGroup:
+        """The next group that is finished; waits for it, however long."""
+        while not self._finished:
+            if self._failure is not None:
+                raise self._failure
+            self._changed.clear()
+            await self._changed.wait()
+        return self._finished.popleft()
+
+    def cut(self, group: Group) -> None:
+        """Stop a group and forget what it has sampled."""
+        for member in self._open.pop(_key(group), ()):
+            self._cut(member)
+        self._start_waiting()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._waiting.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for member in self._running.values():
+            self._engine.release(member.id)
+        self._running.clear()
+
+    def _start_waiting(self, leaving: int = 0) -> None:
+        """Fill the lanes, among them those of ``leaving`` members that are about to go."""
+        free = len(self._waiting)
+        if self._lanes is not None:
+            free = min(free, self._lanes - len(self._running) + leaving)
+        members = [self._waiting.popleft() for _ in range(free)]
+        if not members:
+            return
+        self._engine.open([member.id for member in members])
+        for member in members:
+            self._running[member.id] = member
+            member.task = self._spawn(self._sample(member))
+
+    async def _sample(self, member: _Member) -> None:
+        trajectory = await self._run(member)
+        if member.cut:
+            return
+        self._start_waiting(leaving=1)
+        self._leave(member)
+        self._spawn(self._score(member, trajectory))
+
+    def _leave(self, member: _Member) -> None:
+        if self._running.pop(member.id, None) is not None:
+            self._engine.release(member.id)
+
+    async def _score(self, member: _Member, trajectory: Trajectory) -> None:
+        if not trajectory.outcome.failed:
+            trajectory = await self._scorer(trajectory)
+        if member.cut:
+            return
+        member.result = trajectory
+        if self._on_finished is not None:
+            self._on_finished(trajectory)
+        done = [m for m in member.siblings if m.result is not None]
+        usable_ones = [m for m in done if m.result is not None and not m.result.outcome.failed]
+        if len(done) == len(member.siblings) or len(usable_ones) == self._enough:
+            self._close_group(member.siblings, member.group)
+
+    def _close_group(self, members: Sequence[_Member], group: Group) -> None:
+        for member in members:
+            if member.result is None:
+                self._cut(member)
+        self._open.pop(_key(group), None)
+        results = tuple(m.result for m in members if m.result is not None)
+        self._finished.append(FinishedGroup(group, results))
+        self._changed.set()
+        self._start_waiting()
+
+    def _cut(self, member: _Member) -> None:
+        member.cut = True
+        if member in self._waiting:
+            self._waiting.remove(member)
+        if member.task is not None and member.id in self._running:
+            member.task.cancel()
+            self._leave(member)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._failure = self._failure or task.exception()
+            self._changed.set()
+
+
+def _key(group: Group) -> str:
+    return f"{group.group_id}/{group.first_index}"
 
 
 def usable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:

@@ -125,9 +125,10 @@ class ScriptedEngine:
             await asyncio.sleep(0)
         return completion
 
-    async def load_weights(self, source: Any, version: int) -> None:
+    async def load_weights(self, source: Any, version: int, *, keep_cache: bool = False) -> int:
         self.loaded.append((source, version))
         self.policy_version = version
+        return 0
 
     async def close(self) -> None:
         self.closed = True

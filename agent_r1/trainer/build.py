@@ -16,7 +16,7 @@ from typing import Any
 
 from agent_r1.algorithms.shaping import overlong_penalty
 from agent_r1.config.policy import CriticModelConfig, ModelConfig
-from agent_r1.config.schema import Config, RewardConfig, SandboxConfig, ToolConfig
+from agent_r1.config.schema import AlgorithmConfig, Config, RewardConfig, SandboxConfig, ToolConfig
 from agent_r1.data.loader import TaskLoader
 from agent_r1.data.sources import load_configured, split_overlong
 from agent_r1.errors import ConfigError, DataError
@@ -71,7 +71,7 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
             f"trainer.test_freq={config.trainer.test_freq} without data.val_files: there is "
             "nothing to validate on; give val_files, or set test_freq=-1"
         )
-    credit = CreditAssigner(config.algorithm)
+    credit = CreditAssigner(algorithm_of(config))
     grader = stack.enter_context(open_grader(config.reward))
     env = stack.enter_context(open_environment(config.tool, config.sandbox))
     checkpoints = CheckpointStore(
@@ -108,6 +108,16 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
         pad_id=codec.pad_id,
     )
     return parts, resume_from
+
+
+def algorithm_of(config: Config) -> AlgorithmConfig:
+    """The ``algorithm`` section with what ``auto`` stands for in this run."""
+    algorithm, correction = config.algorithm, config.algorithm.rollout_correction
+    if correction.rollout_is != "auto":
+        return algorithm
+    overlaps = config.trainer.max_staleness > 0 and not correction.bypass_mode
+    chosen = correction.model_copy(update={"rollout_is": "token" if overlaps else "none"})
+    return algorithm.model_copy(update={"rollout_correction": chosen})
 
 
 # --- environment -------------------------------------------------------------------------
@@ -327,7 +337,7 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
         or config.data.max_prompt_length + config.data.max_response_length,
         max_slots=rollout.max_num_seqs,
         memory_share=rollout.gpu_memory_utilization,
-        deterministic=rollout.deterministic,
+        deterministic=rollout.deterministic and not config.trainer.max_staleness,
         readmit_after=rollout.readmit_after,
         dtype=None if rollout.dtype == "auto" else rollout.dtype,
         free_when_idle=rollout.free_cache_engine,

@@ -83,7 +83,7 @@ class CreditAssigner:
     @property
     def _corrected(self) -> bool:
         correction = self._config.rollout_correction
-        return correction.rollout_is != "none" and not correction.bypass_mode
+        return correction.rollout_is not in ("auto", "none") and not correction.bypass_mode
 
     @property
     def max_sampling_rounds(self) -> int:

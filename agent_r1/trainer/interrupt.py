@@ -20,10 +20,10 @@ class Interrupted(Exception):
 class StopRequest:
     """Whether the user asked the run to end (SIGINT or SIGTERM, as job schedulers send).
 
-    While a coroutine runs under :meth:`run`, the request cancels it at once: sampling can
-    be repeated. At any other time it only sets ``requested``, so that an update of the
-    weights is finished before the run saves itself and ends. A second signal raises
-    ``KeyboardInterrupt`` wherever the program is.
+    While a coroutine runs under :meth:`run` or :meth:`guard`, the request cancels it at
+    once: sampling can be repeated. At any other time it only sets ``requested``, so that an
+    update of the weights is finished before the run saves itself and ends. A second signal
+    raises ``KeyboardInterrupt`` wherever the program is.
     """
 
     def __init__(self, announce: Callable[[str], None]) -> None:
@@ -46,28 +46,28 @@ class StopRequest:
 
     def run(self, runner: asyncio.Runner, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run to completion, or raise :class:`Interrupted` when the user asks to stop."""
-        loop = runner.get_loop()
+        return runner.run(self.guard(coroutine))
 
-        async def watched() -> T:
-            task = asyncio.current_task()
-            assert task is not None
-
-            def cancel() -> None:
-                loop.call_soon_threadsafe(task.cancel)
-
-            self._cancel = cancel
-            try:
-                return await coroutine
-            finally:
-                self._cancel = None
-
+    async def guard(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The same on the running event loop."""
         if self.requested:
             coroutine.close()
             raise Interrupted
+        loop, task = asyncio.get_running_loop(), asyncio.ensure_future(coroutine)
+
+        def cancel() -> None:
+            loop.call_soon_threadsafe(task.cancel)
+
+        self._cancel = cancel
         try:
-            return runner.run(watched())
+            return await task
         except asyncio.CancelledError:
+            if not self.requested:
+                raise
             raise Interrupted from None
+        finally:
+            self._cancel = None
+            task.cancel()
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.requested:

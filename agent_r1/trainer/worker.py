@@ -33,6 +33,7 @@ from agent_r1.models.load import save_model, visiting
 from agent_r1.models.logprobs import TokenLogprobs, token_logprobs
 from agent_r1.models.lora import has_lora, without_lora
 from agent_r1.models.value import ValueModel, Values
+from agent_r1.models.weights import ModuleWeights
 from agent_r1.trainer.trainable import StepResult, Trainable
 from agent_r1.trainer.update_metrics import CriticTotals, PolicyTotals
 
@@ -49,8 +50,8 @@ class PolicyWorker(Protocol):
     """
 
     @property
-    def policy(self) -> nn.Module:
-        """The network itself, so that an engine in this process shares its weights."""
+    def weights(self) -> ModuleWeights:
+        """Those of the policy, to be read between updates."""
 
     def logprobs(self, batch: Batch) -> Tensor: ...
 
@@ -152,7 +153,12 @@ class LocalWorker:
 
     @property
     def policy(self) -> nn.Module:
+        """The network itself, for an engine of this process that computes with its tensors."""
         return self._actor.module
+
+    @property
+    def weights(self) -> ModuleWeights:
+        return ModuleWeights(self._actor.module)
 
     # --- forward ------------------------------------------------------------------
 

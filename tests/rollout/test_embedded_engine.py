@@ -497,11 +497,6 @@ def test_weights_that_do_not_fit_are_refused() -> None:
             await built.load_weights({}, 1)
         with pytest.raises(EngineError, match="safetensors"):
             await built.load_weights("/nonexistent", 1)
-        job = asyncio.create_task(built.generate([1, 2], SamplingParams(200), "a"))
-        await asyncio.sleep(0)
-        with pytest.raises(EngineError, match="in flight"):
-            await built.load_weights(None, 1)
-        await job
         assert built.stats().policy_version == 0
 
     using(engine(), body)

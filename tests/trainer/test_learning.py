@@ -124,10 +124,23 @@ class UnmaskedGroups:
     def __init__(self, groups):
         self._groups = groups
 
-    async def run(self, groups, sampling, on_finished=None):
-        trajectories = await self._groups.run(groups, sampling, on_finished)
-        names = [field.name for field in dataclasses.fields(Trajectory)]
-        return [Unmasked(**{name: getattr(t, name) for name in names}) for t in trajectories]
+    def rollouts(self, *args, **options):
+        rollouts = self._groups.rollouts(*args, **options)
+        following = rollouts.next
+
+        async def unmasked():
+            finished = await following()
+            return dataclasses.replace(
+                finished, trajectories=tuple(map(_without_mask, finished.trajectories))
+            )
+
+        rollouts.next = unmasked
+        return rollouts
+
+
+def _without_mask(trajectory):
+    names = [field.name for field in dataclasses.fields(Trajectory)]
+    return Unmasked(**{name: getattr(trajectory, name) for name in names})
 
 
 def train_unmasked(config):

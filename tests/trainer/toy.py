@@ -82,3 +82,17 @@ def interrupting_grpo(inputs, **options):
     """Presses Ctrl-C between sampling and the update."""
     os.kill(os.getpid(), signal.SIGINT)
     return grpo(inputs)
+
+
+class StragglingEnv(ToyEnv):
+    """Every eighth trajectory or so takes a hundred times as long."""
+
+    def step(self, raw_response):
+        name = call_context.get().trajectory_id
+        slow = hashlib.sha256(name.encode()).digest()[0] < 32
+        time.sleep(0.5 if slow else 0.005)
+        return super().step(raw_response)
+
+
+def broken_estimator(inputs, **options):
+    raise ZeroDivisionError("the estimator broke")

@@ -14,7 +14,7 @@ from torch import nn
 
 from agent_r1.errors import EngineError
 from agent_r1.models.load import torch_dtype
-from agent_r1.rollout.engine import OnTokens
+from agent_r1.rollout.engine import OnTokens, WeightSource
 from agent_r1.rollout.engines.embedded_cache import SlotCache
 from agent_r1.rollout.engines.embedded_graph import (
     CudaRecorder,
@@ -68,6 +68,8 @@ class EmbeddedEngine:
     processors that know it, at the price of a second copy of them. ``graphs`` records decode
     steps and replays them (:mod:`.embedded_graph`); by default where there is a GPU.
     """
+
+    shares_weights = True
 
     def __init__(
         self,
@@ -176,14 +178,18 @@ class EmbeddedEngine:
         """The sequence is over; its slot is free. Unknown ids are ignored."""
         self._post_quietly(functools.partial(self._loop.release, request_id))
 
-    async def load_weights(self, source: Any, version: int) -> None:
-        """Serve ``source``: None or the model itself after an update, another module of
-        the same architecture, a mapping of tensors, or a folder of safetensors.
+    async def load_weights(self, source: Any, version: int, *, keep_cache: bool = False) -> int:
+        """Serve ``source``: None or the model itself after an update, another module of the
+        same architecture, a :class:`WeightSource` or a mapping of its tensors, or a folder of
+        safetensors. Tensors in memory are used as they are, so that nothing is moved.
         """
+        if isinstance(source, WeightSource):
+            source = dict(source.parameters())
         reply: Reply[None] = Reply()
         binding = functools.partial(self._twin.bind, source)
-        self._loop.post(functools.partial(self._loop.load, binding, version, reply))
+        self._loop.post(functools.partial(self._loop.load, binding, version, keep_cache, reply))
         await reply.future
+        return 0
 
     async def close(self) -> None:
         """Fail what waits, stop the thread, free the cache. May be called again."""

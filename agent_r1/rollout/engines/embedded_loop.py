@@ -170,17 +170,14 @@ class DecodeLoop:
             sequence.request.reply.fail(EngineError(message))
             self._schedule.abandon(sequence)
 
-    def load(self, bind: Callable[[], None], version: int, reply: Reply[None]) -> None:
-        """Serve other weights; what was computed with the old ones is forgotten."""
-        busy = [s.id for s in self._schedule if s.request is not None]
-        if busy:
-            reply.fail(
-                EngineError(
-                    f"{len(busy)} requests are in flight ({busy[0]}, …); "
-                    "await them before loading weights"
-                )
-            )
-            return
+    def load(
+        self, bind: Callable[[], None], version: int, keep_cache: bool, reply: Reply[None]
+    ) -> None:
+        """Serve other weights from the next token on.
+
+        What was computed with the old ones is kept, or computed anew where a completion is
+        being sampled and forgotten elsewhere.
+        """
         try:
             bind()
             if self._runner.refresh() and self._graphs is not None:
@@ -188,10 +185,36 @@ class DecodeLoop:
         except Exception as error:
             reply.fail(_translated(error))
             return
-        self._slots.clear()
         self._prefixes.clear()
         self._version = version
+        for sequence in self._slots.rows:
+            if sequence.phase is Phase.DECODE:
+                sequence.mark(int(self._rows.count[sequence.slot]), version)
+        if not keep_cache:
+            self._recompute()
         reply.set(None)
+
+    def _recompute(self) -> None:
+        """Keys and values of what is being sampled, by the weights as they are now."""
+        if not any(sequence.working for sequence in self._schedule):
+            self._slots.clear()
+            return
+        chunks: list[Chunk] = []
+        for sequence in self._schedule:
+            if sequence.phase is Phase.DECODE and sequence.slot is not None:
+                row, count = sequence.slot, int(self._rows.count[sequence.slot])
+                tokens = [*sequence.tokens, *self._rows.sampled[row, :count].tolist()]
+                chunks.append(Chunk(row, 0, tokens[: int(self._rows.position[row])]))
+            elif sequence.phase is Phase.PREFILL:
+                sequence.computed, sequence.source = 0, None
+            else:
+                self._slots.free(sequence)
+        empty = np.zeros(0, np.int64)
+        for chunk in (c for c in chunks if c.token_ids):
+            self._runner.forward(
+                StepBatch(self._cache, empty, empty, [chunk], self._device, self._native)
+            )
+            self._count.prefill += len(chunk.token_ids)
 
     # The thread.
 
@@ -384,6 +407,7 @@ class DecodeLoop:
             stop_set = self._stops.index(tuple(params.stop), tuple(params.stop_token_ids))
             self._rows.enter(sequence, stop_set)
             sequence.phase = Phase.DECODE
+            sequence.versions = [(0, self._version)]
 
     def _chunks(self) -> list[Chunk]:
         """The pieces of prompts to compute in this step, at most ``prefill_chunk`` tokens."""
@@ -429,7 +453,7 @@ class DecodeLoop:
         sequence.tokens = [*sequence.tokens, *sampled]
         sequence.computed = int(rows.position[row])
         self._schedule.turn_over(sequence)
-        request.reply.set(Completion(sampled, logprobs, finish, ((0, self._version),), stop))
+        request.reply.set(Completion(sampled, logprobs, finish, tuple(sequence.versions), stop))
 
     def _account(self, count: int, chunks: Sequence[Chunk]) -> None:
         self._count.steps += 1

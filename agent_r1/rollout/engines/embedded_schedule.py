@@ -92,6 +92,12 @@ class Tracked:
     """The sequence whose common prefix will be copied instead of computed."""
     shared: int = 0
     """Length of that prefix."""
+    versions: list[tuple[int, int]] = field(default_factory=list)
+    """Of the completion being sampled: runs of ``(first token, version of the weights)``."""
+
+    def mark(self, count: int, version: int) -> None:
+        """Tokens from number ``count`` on are sampled by ``version``."""
+        self.versions = [run for run in self.versions if run[0] < count] + [(count, version)]
 
     @property
     def working(self) -> bool:

@@ -83,7 +83,7 @@ class OpenAIEngine:
     ) -> Completion:
         return await self._complete(prompt_ids, params, on_tokens)
 
-    async def load_weights(self, source: Any, version: int) -> None:
+    async def load_weights(self, source: Any, version: int, *, keep_cache: bool = False) -> int:
         raise EngineError(
             "a server keeps its own weights; train with actor_rollout_ref.rollout.name=embedded"
         )
