@@ -136,7 +136,11 @@ class RLTrainer:
         clock = Clock()
         with clock("gen"):
             sample = await self._stop.guard(self._sampler.gather(self.step))
-            greedy = await self._greedy_rewards(sample.groups)
+            try:
+                greedy = await self._greedy_rewards(sample.groups)
+            except BaseException:
+                self._sampler.give_back(sample.groups)
+                raise
         step = self.step
         metrics = rollout_metrics(sample.everything) | sample.metrics
         metrics |= await self._compute(

@@ -95,17 +95,23 @@ class Sampler:
 
         Raises :class:`agent_r1.errors.RolloutFailed` when too many trajectories failed.
         """
-        mark = self._supply.state_dict()
+        self._mark = self._supply.state_dict()
         try:
             self._fill()
             while (taken := self._take(step)) is None:
                 self._changed.clear()
                 await self._changed.wait()
         except BaseException:
-            if self._queue.repeatable:
-                self._supply.load_state_dict(mark)
+            self.give_back([])
             raise
         return self._sample(taken, step)
+
+    def give_back(self, groups: Sequence[Group]) -> None:
+        """These groups were handed out and not trained on: their tasks are owed."""
+        if self._queue.repeatable:
+            self._supply.load_state_dict(self._mark)
+        else:
+            self._supply.again(group.task for group in groups)
 
     def _take(self, step: int) -> Taken | None:
         if self._pump.done():

@@ -46,6 +46,19 @@ def test_an_interrupt_during_the_update_finishes_the_step_first(toy_config, whol
     assert lines(whole, "trajectories.jsonl") == lines(run, "trajectories.jsonl")
 
 
+def test_an_interrupt_while_the_baseline_is_sampled_repeats_the_whole_step(toy_config):
+    remax = ["algorithm.adv_estimator=remax", "data.val_files=[]"]
+    whole = run_of(toy_config, *remax, run="whole")
+    stopped = toy_config(
+        *remax, f"tool.env={TOY}:InterruptingGreedyEnv", "tool.env_kwargs={at: '2.'}"
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped)
+    run = run_of(toy_config, *remax)
+    assert_equal(final_state(whole), final_state(run))
+    assert lines(whole, "trajectories.jsonl") == lines(run, "trajectories.jsonl")
+
+
 class InterruptingStore(CheckpointStore):
     """Presses Ctrl-C while its first checkpoint is being written."""
 

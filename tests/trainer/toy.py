@@ -78,6 +78,21 @@ class InterruptingEnv(ToyEnv):
         return super().step(raw_response)
 
 
+class InterruptingGreedyEnv(ToyEnv):
+    """Presses Ctrl-C while the greedy trajectories of a step are sampled."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at = at
+
+    def step(self, raw_response):
+        where = call_context.get().trajectory_id
+        if self.at and where.startswith(self.at) and "~greedy" in where:
+            self.at = ""
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().step(raw_response)
+
+
 def interrupting_grpo(inputs, **options):
     """Presses Ctrl-C between sampling and the update."""
     os.kill(os.getpid(), signal.SIGINT)
