@@ -7,6 +7,8 @@ enter the project and nowhere else.
 
 from __future__ import annotations
 
+import traceback
+
 
 class AgentR1Error(Exception):
     """The root: catch it to catch everything that this package raises on purpose."""
@@ -82,3 +84,10 @@ class RolloutFailed(AgentR1Error):
 
 class CheckpointError(AgentR1Error):
     """A checkpoint could not be written or read. The previous one is untouched."""
+
+
+def describe(error: BaseException) -> str:
+    """Type, message and the innermost place, short enough for a log line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

@@ -14,7 +14,12 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"tools.md": (), "mcp.md": ("mcp",), "search.md": ("bm25s",)}
+PAGES = {
+    "tools.md": (),
+    "mcp.md": ("mcp",),
+    "search.md": ("bm25s",),
+    "agents.md": ("openai", "smolagents"),
+}
 """Pages below ``docs/``, and the optional packages that each needs."""
 
 
@@ -51,7 +56,12 @@ def run(folder, *command):
     return done.stdout
 
 
-@pytest.mark.parametrize("page", PAGES)
+SLOW = {"agents.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] if p in SLOW else []) for p in PAGES]
+)
 def test_every_block_of_the_page_does_what_it_says(page, tmp_path):
     for package in PAGES[page]:
         pytest.importorskip(package)

@@ -31,6 +31,7 @@ from agent_r1.cli.base import (
 )
 from agent_r1.cli.data import data
 from agent_r1.cli.model import convert
+from agent_r1.cli.serve import serve as serve_policy
 from agent_r1.cli.view import view
 from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
 
@@ -54,6 +55,7 @@ agent-r1 train --config run.yaml        train; the same command resumes
 agent-r1 eval --run runs/my/run         measure what it learned
 agent-r1 view runs/my/run               read what it wrote, token by token
 agent-r1 chat --run runs/my/run         talk to it, tools included
+agent-r1 serve --run runs/my/run        let OpenAI clients ask it
 """,
 )
 @click.version_option(__version__, prog_name="agent-r1")
@@ -194,6 +196,7 @@ def chat(
     run_chat(config, message=message)
 
 
+cli.add_command(serve_policy)
 cli.add_command(data)
 cli.add_command(convert)
 cli.add_command(view)

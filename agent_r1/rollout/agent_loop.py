@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-import traceback
 from dataclasses import dataclass, field, replace
 
-from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError
+from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError, describe
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engine import Engine, StreamingEngine
 from agent_r1.rollout.stream import TextStream, Watcher
@@ -149,7 +148,7 @@ class AgentLoop:
         except ContextExceeded as failure:
             outcome, error = Outcome.CONTEXT, str(failure)
         except EngineError as failure:
-            outcome, error = Outcome.ENGINE_ERROR, _describe(failure)
+            outcome, error = Outcome.ENGINE_ERROR, describe(failure)
         except _StepFailed as failure:
             outcome, error = Outcome.TOOL_ERROR, str(failure)
         return Trajectory(
@@ -161,6 +160,9 @@ class AgentLoop:
             error=error,
             seconds=time.perf_counter() - started,
         )
+
+    async def close(self) -> None:
+        """Nothing is held between trajectories."""
 
     async def _episode(self, episode: _Episode, env: BaseToolEnv, sampling: Sampling) -> Outcome:
         for number in range(self._limits.max_turns):
@@ -240,7 +242,7 @@ class AgentLoop:
         except Exception as failure:
             hung = f"{type(env).__name__}.step gave no answer within {timeout} s: give the tool a "
             hung += "time limit of its own, or raise tool.timeout_s"
-            raise _StepFailed(hung if clock.expired() else _describe(failure)) from failure
+            raise _StepFailed(hung if clock.expired() else describe(failure)) from failure
         seconds = time.perf_counter() - started
         calls = tuple(ToolCall(ok, seconds / len(successes)) for ok in successes)
         return replace(turn, tool_calls=calls, tool_seconds=seconds), observation, active
@@ -255,7 +257,7 @@ def _cut_at_trigger(env: BaseToolEnv, codec: Codec, completion: Completion) -> C
     try:
         kept = trigger_length(env, codec.tokenizer, completion.token_ids)
     except Exception as failure:
-        raise _StepFailed(_describe(failure)) from failure
+        raise _StepFailed(describe(failure)) from failure
     if kept == len(completion.token_ids):
         return completion
     return completion.cut(kept, Finish.STOP)
@@ -263,10 +265,3 @@ def _cut_at_trigger(env: BaseToolEnv, codec: Codec, completion: Completion) -> C
 
 class _StepFailed(AgentR1Error):
     """The environment, its tool or the sandbox broke; carried to the trajectory's ``error``."""
-
-
-def _describe(error: BaseException) -> str:
-    """Type, message and the innermost place, short enough for a log line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"

@@ -122,12 +122,36 @@ class Codec:
                 "(for Qwen3: {enable_thinking: false}) or give the model another template."
             )
 
+    def template_text(
+        self,
+        messages: Sequence[Any],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """Messages and announced tools as the chat template writes them.
+
+        Raises :class:`TemplateError` when they cannot be rendered.
+        """
+        return str(self._rendered(messages, add_generation_prompt, tools, tokenize=False))
+
     def _apply(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> tuple[int, ...]:
+        return tuple(self._rendered(messages, add_generation_prompt, (), tokenize=True))
+
+    def _rendered(
+        self,
+        messages: Sequence[Any],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        tokenize: bool,
+    ) -> Any:
         try:
-            ids = self.tokenizer.apply_chat_template(
+            return self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
                 add_generation_prompt=add_generation_prompt,
-                tokenize=True,
+                tokenize=tokenize,
                 return_dict=False,
                 **self._template_kwargs,
             )
@@ -137,7 +161,6 @@ class Codec:
                 "A model without a template takes prompts as plain text (a string); "
                 "actor_rollout_ref.model.custom_chat_template=FILE gives it one"
             ) from error
-        return tuple(ids)
 
 
 def open_codec(model: ModelConfig) -> Codec:

@@ -11,17 +11,35 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from agent_r1.errors import RolloutFailed
-from agent_r1.rollout.agent_loop import AgentLoop, Sampling
+from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.stream import Watcher
 from agent_r1.types import Task, Trajectory
 
 Scorer = Callable[[Trajectory], Awaitable[Trajectory]]
 """Returns the trajectory with its reward, or with ``error`` set when scoring failed."""
 
 OnFinished = Callable[[Trajectory], None]
+
+
+class Loop(Protocol):
+    """Samples one trajectory: an environment's loop, or an agent that owns its own."""
+
+    async def run(
+        self,
+        task: Task,
+        group_id: str,
+        index: int,
+        sampling: Sampling,
+        watch: Watcher | None = None,
+    ) -> Trajectory:
+        """The trajectory, whatever became of it."""
+
+    async def close(self) -> None:
+        """Release what is held between trajectories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +71,7 @@ class GroupRunner:
 
     def __init__(
         self,
-        loop: AgentLoop,
+        loop: Loop,
         engine: Engine,
         scorer: Scorer,
         *,
@@ -94,6 +112,10 @@ class GroupRunner:
             rollouts.submit(groups)
             for _ in groups:
                 yield await rollouts.next()
+
+    async def close(self) -> None:
+        """Release what the loop holds. The engine stays the caller's to close."""
+        await self._loop.close()
 
     async def run(
         self,

@@ -34,6 +34,7 @@ ENVS: Registry[type[BaseToolEnv]] = Registry(
         "retool": "agent_r1.tool.envs.retool:ReToolEnv",
         "nous": "agent_r1.tool.envs.nous:NousToolEnv",
         "search_r1": "agent_r1.tool.envs.search:SearchR1Env",
+        "agent": "agent_r1.tool.envs.agent:AgentEnv",
     },
     check=_no_env,
 )

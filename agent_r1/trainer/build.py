@@ -29,8 +29,10 @@ from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
-from agent_r1.rollout.group import GroupRunner, Scorer
+from agent_r1.rollout.group import GroupRunner, Loop, Scorer
+from agent_r1.rollout.own_loop import OwnLoop
 from agent_r1.tool.base import BaseToolEnv
+from agent_r1.tool.envs.agent import AgentEnv
 from agent_r1.tool.open import open_tools
 from agent_r1.tool.registry import ENVS, make_env
 from agent_r1.trainer.checkpoint import CheckpointStore
@@ -90,7 +92,7 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     engine = build_engine(config, worker.policy, codec.tokenizer)
     sampling = train_sampling(config, env)
     groups = GroupRunner(
-        AgentLoop(engine, codec, env, loop_limits(config)),
+        build_loop(config, engine, codec, env),
         engine,
         make_scorer(config, grader),
         max_concurrency=config.actor_rollout_ref.rollout.max_concurrency,
@@ -355,6 +357,13 @@ def train_sampling(config: Config, env: BaseToolEnv) -> Sampling:
         stop_token_ids=rollout.stop_token_ids,
         seed=config.trainer.seed,
     )
+
+
+def build_loop(config: Config, engine: Engine, codec: Codec, env: BaseToolEnv) -> Loop:
+    """The loop of the environment, or that of an agent which owns its own."""
+    if isinstance(env, AgentEnv):
+        return OwnLoop(engine, codec, env, loop_limits(config))
+    return AgentLoop(engine, codec, env, loop_limits(config))
 
 
 def loop_limits(config: Config) -> LoopLimits:

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from agent_r1.config.schema import Config
-from agent_r1.rollout.agent_loop import AgentLoop, Sampling
+from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.group import Loop
 from agent_r1.trainer import build
 from agent_r1.trainer.policy import open_policy
 from agent_r1.types import Message, Outcome, Task, Trajectory, Turn
@@ -62,7 +63,8 @@ def _prepare(config: Config, stack: ExitStack, runner: asyncio.Runner, console: 
     policy = open_policy(config, env)
     engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
-    loop = AgentLoop(engine, policy.codec, env, build.loop_limits(config))
+    loop = build.build_loop(config, engine, policy.codec, env)
+    stack.callback(lambda: runner.run(loop.close()))
     val = config.actor_rollout_ref.rollout.val_kwargs
     sampling = replace(
         build.train_sampling(config, env), temperature=val.temperature, top_p=val.top_p
@@ -75,7 +77,7 @@ def _prepare(config: Config, stack: ExitStack, runner: asyncio.Runner, console: 
 class Session:
     """One conversation. ``speaks_chat``: the tokenizer has a chat template."""
 
-    loop: AgentLoop
+    loop: Loop
     engine: Engine
     sampling: Sampling
     console: Console

@@ -23,7 +23,6 @@ from agent_r1.monitor.metrics import succeeded
 from agent_r1.monitor.records import encode_trajectory, load_trajectories
 from agent_r1.monitor.run import TRAJECTORIES_FILE
 from agent_r1.reward.answers import final_answer
-from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.group import Group, GroupRunner, usable
 from agent_r1.trainer import build
 from agent_r1.trainer.estimates import Estimate, bootstrap, majority, pass_at_k
@@ -81,11 +80,12 @@ def _prepare(config: Config, stack: ExitStack) -> tuple[Validator, asyncio.Runne
     engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
     groups = GroupRunner(
-        AgentLoop(engine, policy.codec, env, build.loop_limits(config)),
+        build.build_loop(config, engine, policy.codec, env),
         engine,
         build.make_scorer(config, grader),
         max_concurrency=policy.max_concurrency,
     )
+    stack.callback(lambda: runner.run(groups.close()))
     sampling = build.train_sampling(config, env)
     return build.build_validator(config, tasks, groups, sampling), runner, policy.name
 

@@ -121,6 +121,7 @@ class RLTrainer:
             finally:
                 await self._sampler.close(self.step)
         finally:
+            await self._parts.groups.close()
             await self._parts.engine.close()
 
     async def _train(self, *, fresh: bool) -> None:

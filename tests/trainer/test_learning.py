@@ -123,6 +123,7 @@ class UnmaskedGroups:
 
     def __init__(self, groups):
         self._groups = groups
+        self.close = groups.close
 
     def rollouts(self, *args, **options):
         rollouts = self._groups.rollouts(*args, **options)
