@@ -44,7 +44,8 @@ stage() { # NAME SECONDS COMMAND...
     echo "== $name: $([ $status = 0 ] && echo done || echo "FAILED ($status)") in $((SECONDS - started)) s"
     if [ $status != 0 ]; then
         failed=1
-        tail -n 15 "$scratch/$name.log" | cut -c1-400
+        grep -E '^E  ' "$scratch/$name.log" | sort | uniq -c | head -n 20 | cut -c1-300
+        tail -n 12 "$scratch/$name.log" | cut -c1-500
     else
         grep -vE '^(W[0-9]|Failed to load|  warn|\s*$)' "$scratch/$name.log" | tail -n 9 | cut -c1-600
     fi
@@ -74,9 +75,9 @@ check() { # STAGE SECONDS
 gpu_tests=$(grep -rlE "mark\.gpu" tests --include="test_*.py")
 stage environment 60 bash -c environment
 if [ -n "$rehearse" ]; then
-    stage tests 120 "$python" -m pytest -q -m "gpu and not slow" --no-header $gpu_tests
+    stage tests 120 "$python" -m pytest -q -m "gpu and not slow" -W default --no-header $gpu_tests
 else
-    stage tests 110 "$python" -m pytest -q -m "gpu and not slow" -p no:cacheprovider $gpu_tests
+    stage tests 110 "$python" -m pytest -q -m "gpu and not slow" -W default -p no:cacheprovider $gpu_tests
 fi
 check ceilings 30
 if [ $profile = short ]; then

@@ -62,6 +62,30 @@ def test_recorded_runs_repeat_to_the_last_bit() -> None:
     assert first == second
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_later_waves_are_served_with_the_weights_of_their_time(keep: bool) -> None:
+    model = tiny_model()
+
+    async def body(built: EmbeddedEngine) -> list[Episode]:
+        done = []
+        for wave in range(3):
+            built.open(["a", "b"])
+            pair = [episode(built, name, prompt(i, 20)) for i, name in enumerate("ab")]
+            done += await asyncio.gather(*pair)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.mul_(0.9)
+            await built.load_weights(None, wave + 1)
+        built.open(["a", "b"])
+        pair = [episode(built, name, prompt(i, 20)) for i, name in enumerate("ab")]
+        return [*done, *await asyncio.gather(*pair)]
+
+    options = {"graphs": True, "free_when_idle": not keep}
+    done = run_with(engine(model, **options), body)
+    assert worst(model, done[-2:], 1.0) < 1e-3
+    assert worst(model, done[:2], 1.0) > 1e-2
+
+
 @pytest.mark.parametrize("limit", [1, 3, 128, 300])
 def test_row_buckets_hold_the_rows_and_waste_at_most_a_third(limit: int) -> None:
     for count in range(1, limit + 1):
