@@ -30,7 +30,7 @@ from agent_r1.cli.base import (
     say,
 )
 from agent_r1.cli.data import data
-from agent_r1.cli.model import convert
+from agent_r1.cli.model import convert, memory
 from agent_r1.cli.serve import serve as serve_policy
 from agent_r1.cli.view import view
 from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
@@ -199,6 +199,7 @@ def chat(
 cli.add_command(serve_policy)
 cli.add_command(data)
 cli.add_command(convert)
+cli.add_command(memory)
 cli.add_command(view)
 
 

@@ -1,12 +1,13 @@
-"""``agent-r1 convert``: models in other formats."""
+"""``agent-r1 convert`` and ``agent-r1 memory``: models in other formats, and what they need."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from agent_r1.cli.base import ExampleCommand
+from agent_r1.cli.base import ExampleCommand, configured, load
 
 
 @click.command(
@@ -34,3 +35,42 @@ def convert(source: str, target: Path, dtype: str) -> None:
     from agent_r1.models.convert import convert as run_convert
 
     click.echo(f"{source} → {run_convert(source, target, dtype)}")
+
+
+@click.command(
+    cls=ExampleCommand,
+    examples="""
+agent-r1 memory --gpu 80 actor_rollout_ref.model.path=./Qwen3-4B algorithm.adv_estimator=gae
+agent-r1 memory --gpu 24 --host 64 --config run.yaml actor_rollout_ref.model.lora_rank=32
+""",
+)
+@configured
+@click.option("--gpu", type=float, help="Memory of the GPU in GiB. Without: this machine's.")
+@click.option("--host", type=float, help="The machine's own memory in GiB. Without: this one's.")
+def memory(
+    file: Path | None, overrides: Sequence[str], gpu: float | None, host: float | None
+) -> None:
+    """Say what a training run needs of memory, by part, and what would fit.
+
+    Reads the model's config.json and no weights. Exit code 1 if it does not fit.
+    """
+    from agent_r1.config import Config
+
+    config = load(Config, file, overrides)
+    from agent_r1.trainer.build import pick_device
+    from agent_r1.trainer.memory import plan_memory, ways_to_fit
+
+    device = "cuda" if gpu else pick_device(config.trainer.device)
+    plan = plan_memory(
+        config,
+        device=device,
+        device_bytes=None if gpu is None else int(gpu * 2**30),
+        host_bytes=None if host is None else int(host * 2**30),
+    )
+    click.echo(plan.table())
+    if plan.fits:
+        return
+    click.echo("\nIt would fit with:")
+    for way in ways_to_fit(config, plan):
+        click.echo(f"  {way}")
+    raise SystemExit(1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    BeforeValidator,
     ByteSize,
     Field,
     NonNegativeFloat,
@@ -249,6 +250,11 @@ class TrainerConfig(Section):
     """Machines."""
     n_gpus_per_node: PositiveInt = 1
     """GPUs per machine; without a GPU it has no effect."""
+    memory_check: Annotated[
+        Literal["error", "warn", "off"],
+        BeforeValidator(lambda v: "off" if v is None or v is False else v),
+    ] = "error"
+    """What to do if the memory plan (``agent-r1 memory``) says that a GPU is too small."""
     num_threads: PositiveInt | None = None
     """CPU threads of torch. null: torch's own choice."""
     log_val_generations: NonNegativeInt = 0

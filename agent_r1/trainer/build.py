@@ -37,6 +37,7 @@ from agent_r1.tool.open import open_tools
 from agent_r1.tool.registry import ENVS, make_env
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.memory import check_memory
 from agent_r1.trainer.rl import Parts, RLTrainer
 from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
@@ -87,7 +88,10 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     steps = config.trainer.total_training_steps or (
         config.trainer.total_epochs * loader.batches_per_epoch
     )
+    told = check_memory(config, pick_device(config.trainer.device))
     run = stack.enter_context(RunFolder.open(config))
+    if told:
+        run.announce(told)
     worker = build_worker(config, credit, codec.tokenizer, steps)
     engine = build_engine(config, worker.policy, codec.tokenizer)
     sampling = train_sampling(config, env)

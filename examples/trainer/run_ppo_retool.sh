@@ -8,6 +8,11 @@
 # Running the same command again continues an interrupted run. Generation stops at </code>
 # because the environment says so; a further stop string needs no file either:
 #   bash run_ppo_retool.sh actor_rollout_ref.rollout.stop='["</code>"]'
+#
+# Memory: the defaults (Qwen3-4B, all weights trained) run on one card of 80 GB, of which 47 GiB
+# are used, with 120 GiB of the machine's memory for float32 weights and moments. Without that much:
+#   bash run_ppo_retool.sh actor_rollout_ref.model.lora_rank=32 critic.model.lora_rank=32
+# `agent-r1 memory` prints the plan of any command. A run is one process on one card.
 set -euo pipefail
 
 MODEL_PATH=${MODEL_PATH:-russwest404/Qwen3-4B-ReTool-SFT}
@@ -28,6 +33,7 @@ settings=(
     actor_rollout_ref.model.path="$MODEL_PATH"
     actor_rollout_ref.model.enable_gradient_checkpointing=true
     actor_rollout_ref.actor.optim.lr=1e-6
+    actor_rollout_ref.actor.optim.offload=true
     actor_rollout_ref.actor.ppo_mini_batch_size=32
     actor_rollout_ref.actor.ppo_max_token_len_per_gpu=16384
     actor_rollout_ref.actor.clip_ratio_low=0.2
@@ -35,6 +41,7 @@ settings=(
     actor_rollout_ref.rollout.n=1
     actor_rollout_ref.rollout.temperature=1.0
     critic.optim.lr=1e-5
+    critic.optim.offload=true
 
     tool.env=retool
     tool.tools='["python"]'

@@ -20,7 +20,7 @@ def slots_within(share: float, model: Any, max_model_len: int, wanted: int) -> i
     how long all of them are. Raises :class:`EngineError` where not even one fits.
     """
     weight = next(model.parameters())
-    slot = max_model_len * _bytes_per_token(model.config, weight.element_size())
+    slot = max_model_len * bytes_per_token(model.config, weight.element_size())
     total = device_memory(weight.device)
     fitting = int(share * total // slot)
     if not fitting:
@@ -33,7 +33,7 @@ def slots_within(share: float, model: Any, max_model_len: int, wanted: int) -> i
     return min(wanted, fitting)
 
 
-def _bytes_per_token(config: Any, element_size: int) -> int:
+def bytes_per_token(config: Any, element_size: int) -> int:
     """Of the keys and values of one position, over all layers."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
