@@ -41,6 +41,7 @@ from train_step import useful_operations
 from train_step_child import SHAPES, Shape, build_model, make_rows, to_batch
 
 MORE_SHAPES = {
+    "qwen3-4b, half the layers": replace(SHAPES["qwen3-4b"], layers=18),
     "qwen3-0.6b": Shape(151936, 1024, 3072, 28, 16, 8, 128, 4096, 512, 2, 8, 4, "qwen3"),
 }
 TINY = replace(SHAPES["tiny"], groups=2, siblings=4)
@@ -73,6 +74,10 @@ class Results:
         self._rows.append(row)
         self._write()
         print(json.dumps(row), flush=True)
+
+    @property
+    def failed(self) -> bool:
+        return any("error" in row for row in self._rows)
 
     @contextmanager
     def attempt(self, **row: Any) -> Iterator[dict[str, Any]]:
@@ -150,27 +155,33 @@ class Variant:
     checkpointing: bool = True
     tokens: int = 16384
     groups: int = 2
+    quick: bool = False
+    """Part of the short profile."""
 
 
 VARIANTS = [
     Variant("LoRA, rank 32", "qwen3-4b", lora_rank=32),
     Variant(
-        "LoRA, rank 32, no checkpointing",
+        "LoRA, rank 32",
         "qwen3-4b",
         lora_rank=32,
         checkpointing=False,
         tokens=8192,
+        quick=True,
     ),
-    Variant("all weights, states offloaded", "qwen3-4b", offload=True),
-    Variant("all weights, 8-bit states", "qwen3-4b", optimizer="adamw_8bit"),
+    Variant(
+        "all weights", "qwen3-4b, half the layers", checkpointing=False, tokens=8192, quick=True
+    ),
     Variant("all weights", "qwen3-0.6b", checkpointing=False),
+    Variant("all weights, 8-bit states", "qwen3-4b", optimizer="adamw_8bit"),
+    Variant("all weights, states offloaded", "qwen3-4b", offload=True),
 ]
 
 
 def update(stage: Stage, results: Results) -> None:
     """One policy update: plain policy gradient over groups with tool output in them."""
     ceiling = matmul_rate(stage.device)
-    wanted = VARIANTS[:1] + VARIANTS[4:] if stage.short else VARIANTS
+    wanted = [v for v in VARIANTS if v.quick or not stage.short]
     for variant in wanted:
         with results.attempt(variant=variant.name, shape=variant.shape) as row:
             row |= measure_update(stage, variant, ceiling)
@@ -200,7 +211,7 @@ def measure_update(stage: Stage, variant: Variant, ceiling: float) -> dict[str, 
 
     reset_peak(stage.device)
     seconds = timed(stage.device, run, 1 if stage.short else 2)
-    if stage.device == "cuda" and variant is VARIANTS[0]:
+    if stage.device == "cuda" and variant.quick and variant.lora_rank:
         profile(stage, "update", run)
     count = sum(len(r.prompt) + len(r.completion) for r in rows)
     operations = useful_operations(shape, rows) * (2 / 3 if variant.lora_rank else 1)
@@ -214,10 +225,29 @@ def measure_update(stage: Stage, variant: Variant, ceiling: float) -> dict[str, 
         "ceiling_flops": ceiling,
         "share_of_ceiling": operations / best / ceiling,
         "peak_bytes": peak(stage.device),
+        "planned_bytes": planned(shape, variant, batch, stage.device),
         "grad_norm": last["actor/grad_norm"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
+
+
+def planned(shape: Shape, variant: Variant, batch: Any, device: str) -> int:
+    """What the memory plan says of this update, for the largest micro-batch that there was."""
+    from agent_r1.config.load import load_config
+    from agent_r1.trainer import memory
+
+    most = max(int(batch.select(r).lengths.sum()) for r in batch.micro_batches(variant.tokens))
+    settings = [
+        f"actor_rollout_ref.model.lora_rank={variant.lora_rank}",
+        f"actor_rollout_ref.model.enable_gradient_checkpointing={variant.checkpointing}",
+        f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={most}",
+        f"actor_rollout_ref.actor.optim.name={variant.optimizer}",
+        f"actor_rollout_ref.actor.optim.offload={variant.offload}",
+    ]
+    sizes = memory.network_of(build_model(shape, "float32", "meta"), variant.lora_rank)
+    plan = memory.plan_memory(load_config(None, settings), device=device, policy=sizes)
+    return plan.device_need("policy update") - memory.CONTEXT_BYTES[device]
 
 
 def packed_model(shape: Shape, device: str, lora_rank: int = 0, checkpointing: bool = False) -> Any:
@@ -275,13 +305,13 @@ def rollout(stage: Stage, results: Results) -> None:
     """Two turns with tool output between them, for several shapes and numbers of sequences."""
     plan = {"tiny": (1, 64, 256), "smollm2-135m": (1, 64, 256), "qwen3-4b": (1, 64, 256)}
     if stage.short:
-        plan = {"smollm2-135m": (64,), "qwen3-4b": (1, 64)}
+        plan = {"qwen3-4b": (64, 256), "smollm2-135m": (64, 256)}
     if stage.rehearse:
         plan = {"tiny": (1, 8)}
     for name, counts in plan.items():
         model = packed_model(shape_of(stage, name), stage.device)
         for count in counts:
-            for graphs in (True, False) if count == 64 else (True,):
+            for graphs in (True, False) if count == 64 and not stage.short else (True,):
                 with results.attempt(shape=name, sequences=count, graphs=graphs) as row:
                     row |= measure_rollout(stage, model, count, graphs)
         del model
@@ -449,7 +479,9 @@ def main() -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     short = options.profile == "short"
     stage = Stage(options.stage, options.output, device, short, options.rehearse)
-    STAGES[options.stage](stage, Results(stage))
+    results = Results(stage)
+    STAGES[options.stage](stage, results)
+    raise SystemExit(1 if results.failed else 0)
 
 
 if __name__ == "__main__":

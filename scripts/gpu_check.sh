@@ -81,7 +81,7 @@ else
 fi
 check ceilings 30
 if [ $profile = short ]; then
-    check update 75
+    check update 80
     check rollout 75
     check step 60
 else

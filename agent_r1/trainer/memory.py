@@ -112,16 +112,23 @@ def _line(name: str, device: int, host: int) -> str:
 
 
 def plan_memory(
-    config: Config, *, device: str, device_bytes: int | None = None, host_bytes: int | None = None
+    config: Config,
+    *,
+    device: str,
+    device_bytes: int | None = None,
+    host_bytes: int | None = None,
+    policy: Network | None = None,
 ) -> MemoryPlan:
     """The plan of a training run on ``device`` (``cuda`` or ``cpu``).
 
     Sizes that are not given are those of this machine. The model's ``config.json`` is read,
-    its weights are not.
+    its weights are not, unless ``policy`` says its sizes.
     """
     roles = config.actor_rollout_ref
     element = torch_dtype(_dtype(config, device)).itemsize
-    policy = network(config, roles.model.path, roles.model.lora_rank, roles.model.target_modules)
+    if policy is None:
+        model = roles.model
+        policy = network(config, model.path, model.lora_rank, model.target_modules)
     machine = device_memory(torch.device("cpu"))
     if device_bytes is None:
         device_bytes = device_memory(torch.device(device))

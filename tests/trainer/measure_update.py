@@ -82,8 +82,7 @@ def main(settings):
     prepare_training(policy, gradient_checkpointing=settings.get("checkpointing", False))
     if settings.get("lora_rank"):
         add_lora(policy, rank=settings["lora_rank"], alpha=16)
-    memory.network = lambda *_: sizes
-    plan = memory.plan_memory(config, device="cpu")
+    plan = memory.plan_memory(config, device="cpu", policy=sizes)
     worker = LocalWorker(policy, config.actor_rollout_ref.actor)
     worker.update_policy(data, None, advantages)  # moments exist from here on
     ctypes.CDLL("libc.so.6").malloc_trim(0)
