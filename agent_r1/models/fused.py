@@ -10,6 +10,7 @@ than that on a small input is left as it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -32,7 +33,13 @@ Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One kernel for all sizes of the input."""
+    """One kernel for all sizes of the input; the function itself where Triton is missing or the
+    environment says ``AGENT_R1_FUSED=0``.
+    """
+    from torch.utils._triton import has_triton
+
+    if os.environ.get("AGENT_R1_FUSED") == "0" or not has_triton():
+        return function
     result: Callable[..., Any] = torch.compile(function, dynamic=True)
     return result
 

@@ -39,7 +39,9 @@ class SlotCache:
         self._fixed = fixed
         self._device = device
         self._dtype = dtype
-        self._max_length = max_length
+        # Kernels of a GPU want rows of keys that are aligned; growing caches stay on the limit.
+        aligned = -(-max_length // _LENGTH_STEP) * _LENGTH_STEP
+        self._max_length = aligned if fixed else max_length
         self._max_slots = max_slots
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
