@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 export PYTHON
 
-.PHONY: help install install-dev quickstart test test-slow lint docs lock clean
+.PHONY: help install install-dev quickstart test test-slow lint docs lock clean gpu-wheels
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -32,6 +32,9 @@ lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu-wheels:  ## Wheels for a machine with a GPU and no network, to .whl
+	scripts/gpu_wheels.sh .whl
 
 docs: $(VENV)/.installed-dev  ## Regenerate the generated pages
 	$(BIN)/python -m agent_r1.config.docs docs/configuration.md

@@ -81,13 +81,13 @@ else
 fi
 check ceilings 30
 if [ $profile = short ]; then
-    check update 80
-    check rollout 75
-    check step 60
+    check update 70
+    check rollout 70
+    check step 100
 else
     check update 150
     check rollout 120
-    check step 60
+    check step 100
     stage quickstart 120 "$python" -m agent_r1 quickstart \
         trainer.default_local_dir="$scratch/quickstart"
     cp "$scratch/quickstart/report.json" "$output/quickstart.json" 2>/dev/null
