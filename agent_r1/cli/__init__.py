@@ -125,9 +125,9 @@ def sft(file: Path | None, overrides: Sequence[str], print_config: bool) -> None
     require(config, model__path="./my-model", data__train_files="traces.jsonl")
     with _resumable(config.trainer.run_dir):
         from agent_r1.monitor.run import RunFolder
-        from agent_r1.trainer.sft import run_sft
+        from agent_r1.trainer.sft import run_sft, sft_changes
 
-        with RunFolder.open(config) as run:
+        with RunFolder.open(config, sft_changes(config)) as run:
             report = run_sft(config, run)
         _finish(run.path)
     click.echo(f"model     {report.policy}")

@@ -87,17 +87,6 @@ def to_yaml(config: Section) -> str:
     return yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True, width=100)
 
 
-def changed_settings(file: Path, config: Section) -> list[str]:
-    """The keys in which ``config`` differs from one that :func:`to_yaml` stored.
-
-    A key that the stored one lacks, because it is newer, counts as stored with its default.
-    """
-    stored = load_section(type(config), file, environ={})
-    root = type(config)
-    before, now = (dict(_flatten(c.model_dump(mode="json"), root)) for c in (stored, config))
-    return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-
-
 def require(config: Section, **remedies: str) -> None:
     """Check that settings without a usable default were given.
 
@@ -132,7 +121,7 @@ def _sources(
     root: type[Section],
 ) -> Iterator[_Source]:
     if file is not None:
-        yield _Source(str(file), dict(_flatten(_read_file(Path(file)), root)))
+        yield _Source(str(file), dict(flat(_read_file(Path(file)), root)))
     words = _words(environ.get(OVERRIDES_VARIABLE, ""))
     if words:
         yield _Source(OVERRIDES_VARIABLE, _parse_overrides(words, OVERRIDES_VARIABLE, root))
@@ -170,7 +159,7 @@ def _parse_overrides(overrides: Iterable[str], origin: str, root: type[Section])
         if key.startswith("~"):
             raise ConfigError(f"{word!r} ({origin}): keys cannot be removed; set {key[1:]}=null")
         try:
-            settings = _flatten(_plain(OmegaConf.from_dotlist([word.lstrip("+")])), root)
+            settings = flat(_plain(OmegaConf.from_dotlist([word.lstrip("+")])), root)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise ConfigError(
                 f"{word!r} ({origin}) is not valid YAML after the '='; in a shell put the value "
@@ -194,7 +183,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _flatten(
+def flat(
     tree: Mapping[str, Any], root: type[Section], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values.
@@ -206,7 +195,7 @@ def _flatten(
         key = f"{prefix}{name}"
         leaf = leaves(root).get(key)
         if isinstance(value, Mapping) and value and not (leaf and leaf.is_mapping):
-            yield from _flatten(value, root, f"{key}.")
+            yield from flat(value, root, f"{key}.")
         else:
             yield key, value
 
@@ -239,11 +228,11 @@ class _Reading:
             return ours
         refused = lookup(REFUSED, key)
         if refused and value is not None:
-            self.problems.append(f"{key}={_shown(value)} ({origin}) is not supported: {refused}")
+            self.problems.append(f"{key}={shown(value)} ({origin}) is not supported: {refused}")
         elif refused:
             return None
         elif (reason := lookup(IGNORED, key)) is not None:
-            self.remarks.append(f"{key}={_shown(value)} ({origin}) has no effect: {reason}")
+            self.remarks.append(f"{key}={shown(value)} ({origin}) has no effect: {reason}")
         elif key not in sections(self.root) or value not in ({}, None):
             self.problems.append(self._unknown(key, value, origin))
         return None
@@ -251,12 +240,12 @@ class _Reading:
     def _unknown(self, key: str, value: Any, origin: str) -> str:
         if key in sections(self.root):
             return (
-                f"{key}={_shown(value)} ({origin}): {key} is a section; set one of its keys, "
+                f"{key}={shown(value)} ({origin}): {key} is a section; set one of its keys, "
                 f"such as {next(k for k in leaves(self.root) if k.startswith(key + '.'))}"
             )
         near = nearest_key(key, self.root)
         advice = f"did you mean {near}?" if near else "'agent-r1 config' lists all keys"
-        return f"unknown key {key}={_shown(value)} ({origin}): {advice}"
+        return f"unknown key {key}={shown(value)} ({origin}): {advice}"
 
     def _value(self, key: str, value: Any) -> Any:
         if isinstance(value, str) and (key, value) in REPLACED_VALUES:
@@ -268,7 +257,7 @@ class _Reading:
     def explain(self, error: ValidationError, merged: Mapping[str, Any]) -> list[str]:
         """One line per wrong value, from pydantic's findings."""
         lines: dict[str, str] = {}
-        values = dict(_flatten(merged, self.root))
+        values = dict(flat(merged, self.root))
         for found in error.errors():
             key = ".".join(str(part) for part in found["loc"])
             while key and key not in leaves(self.root):
@@ -279,8 +268,8 @@ class _Reading:
                 continue
             origin = self.origins.get(key, "default")
             lines[key] = (
-                f"{key}={_shown(values[key])} ({origin}) is not {leaf.expected}; "
-                f"the default is {_shown(leaf.default)}. {leaf.description}"
+                f"{key}={shown(values[key])} ({origin}) is not {leaf.expected}; "
+                f"the default is {shown(leaf.default)}. {leaf.description}"
             )
         return list(lines.values())
 
@@ -308,7 +297,7 @@ def _merge(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """``value`` as it would be written in YAML, on one line and not too long."""
     plain = list(value) if isinstance(value, tuple) else value
     text = yaml.safe_dump(plain, default_flow_style=True, width=10**6).strip()

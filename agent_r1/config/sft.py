@@ -71,7 +71,10 @@ class SftTrainerConfig(Section):
     autocast: Literal["off", "bfloat16", "float16"] = "off"
     """Compute the forward pass in this type while the weights keep theirs."""
     save_freq: Annotated[int, Field(ge=-1)] = -1
-    """Steps between checkpoints. -1 or 0: at the end only."""
+    """Steps between checkpoints that stay. -1 or 0: at the end only."""
+    save_minutes: PositiveFloat | None = 10.0
+    """Longest time between checkpoints, in minutes: a killed run loses at most this and the step
+    under way. Such a checkpoint is replaced by the next. null: ``save_freq`` alone decides."""
     test_freq: Annotated[int, Field(ge=-1)] = -1
     """Steps between validations. -1 or 0: at the end only."""
     early_stop_patience: PositiveInt | None = None
@@ -87,6 +90,9 @@ class SftTrainerConfig(Section):
     """Run folder. null: ``runs/<project_name>/<experiment_name>``."""
     resume_mode: Literal["auto", "disable"] = "auto"
     """``auto`` continues from the newest checkpoint of the run folder, if there is one."""
+    accept_changes: bool = False
+    """Continue a run although its model differs from that of the steps before. Without it such a
+    change is an error; other changes are printed and recorded."""
     max_ckpt_to_keep: PositiveInt | None = 1
     """Checkpoints kept; older ones are removed. null: all."""
     seed: NonNegativeInt = 0

@@ -214,7 +214,10 @@ class TrainerConfig(Section):
     total_training_steps: PositiveInt | None = None
     """Steps of the run. null: ``total_epochs`` decides; otherwise this wins."""
     save_freq: Annotated[int, Field(ge=-1)] = -1
-    """Steps between checkpoints. -1 or 0: at the end only."""
+    """Steps between checkpoints that stay. -1 or 0: at the end only."""
+    save_minutes: PositiveFloat | None = 10.0
+    """Longest time between checkpoints, in minutes: a killed run loses at most this and the step
+    under way. Such a checkpoint is replaced by the next. null: ``save_freq`` alone decides."""
     test_freq: Annotated[int, Field(ge=-1)] = -1
     """Steps between validations. -1 or 0: at the end only."""
     val_before_train: bool = True
@@ -240,6 +243,9 @@ class TrainerConfig(Section):
     """``auto`` continues from the newest checkpoint of the run folder, if there is one."""
     resume_from_path: str | None = None
     """The checkpoint to continue from when ``resume_mode`` is ``resume_path``."""
+    accept_changes: bool = False
+    """Continue a run although its environment, reward or models differ from those of the steps
+    before. Without it such a change is an error; other changes are printed and recorded."""
     max_ckpt_to_keep: CountOrAll = None
     """Checkpoints kept; older ones are removed. null: all."""
     seed: NonNegativeInt = 0

@@ -3,7 +3,8 @@
 ::
 
     config.yaml         the resolved configuration
-    run.json            versions, revision, seeds, hardware, command, sessions
+    run.json            versions, revision, seeds, hardware, command, sessions: where each
+                        began and which settings it changed
     metrics.jsonl       one line per step
     trajectories.jsonl  one line per trajectory (see monitor/records.py)
     checkpoints/        written by trainer/checkpoint.py
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from agent_r1.config.changes import Change
 from agent_r1.config.load import to_yaml
 from agent_r1.config.section import Section
 from agent_r1.errors import ConfigError
@@ -58,8 +60,10 @@ class RunFolder:
         project: str = "agent_r1",
         experiment: str = "default",
         shown_generations: int = 0,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.path = path
+        self._changes = tuple(changes)
         self._loggers = tuple(loggers)
         self._display = display or QuietDisplay()
         self._complaints: set[str] = set()
@@ -83,8 +87,10 @@ class RunFolder:
         self._display.begin(f"{project} · {experiment}", str(path))
 
     @classmethod
-    def open(cls, config: Any) -> RunFolder:
+    def open(cls, config: Any, changes: Sequence[Change] = ()) -> RunFolder:
         """The folder that a configuration with a ``trainer`` section asks for.
+
+        ``changes`` are the settings that a continued run changes; :meth:`rewind` tells them.
 
         What an earlier run left there is moved into the subfolder ``earlier`` when it is not
         to be continued: ``resume_mode=disable``, or it has no checkpoint.
@@ -103,6 +109,7 @@ class RunFolder:
             project=trainer.project_name,
             experiment=trainer.experiment_name,
             shown_generations=getattr(trainer, "log_val_generations", 0),  # a cold start has none
+            changes=changes,
         )
 
     @property
@@ -114,8 +121,10 @@ class RunFolder:
         """Forget what was written after ``step``: the run is about to repeat it."""
         self._metrics.rewind(step)
         self._trajectories.rewind(step)
-        self._record.continue_from(step)
-        self.announce(f"continuing after step {step}")
+        self._record.continue_from(step, self._changes)
+        changed = [f"  {change}" for change in self._changes]
+        said = f", from here on with {len(changed)} changed settings:" if changed else ""
+        self.announce("\n".join([f"continuing after step {step}{said}", *changed]))
 
     def expect(self, total_steps: int) -> None:
         """Say how many steps the run will have, for the progress view."""
@@ -228,8 +237,11 @@ class _RunRecord:
         self._sessions.append({"started": now(), "from_step": 0})
         self._write()
 
-    def continue_from(self, step: int) -> None:
+    def continue_from(self, step: int, changes: Sequence[Change] = ()) -> None:
         self._sessions[-1]["from_step"] = step
+        if changes:
+            told = {c.key: {"before": c.before, "after": c.after} for c in changes}
+            self._sessions[-1]["changes"] = told
         self._write()
 
     def end_session(self, outcome: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.algorithms.shaping import overlong_penalty
+from agent_r1.config.changes import continued_changes
 from agent_r1.config.policy import CriticModelConfig, ModelConfig
 from agent_r1.config.schema import AlgorithmConfig, Config, RewardConfig, SandboxConfig, ToolConfig
 from agent_r1.data.loader import TaskLoader
@@ -78,9 +79,12 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     grader = stack.enter_context(open_grader(config.reward))
     env = stack.enter_context(open_environment(config.tool, config.sandbox))
     checkpoints = CheckpointStore(
-        config.trainer.run_dir / "checkpoints", keep=config.trainer.max_ckpt_to_keep
+        config.trainer.run_dir / "checkpoints",
+        keep=config.trainer.max_ckpt_to_keep,
+        every_minutes=config.trainer.save_minutes,
     )
     resume_from = checkpoint_to_resume(config, checkpoints)
+    changes = continued_changes(resume_from, config, accepted=config.trainer.accept_changes)
     model_config = config.actor_rollout_ref.model
     codec = open_codec(model_config)
     codec.check_template()
@@ -89,7 +93,7 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
         config.trainer.total_epochs * loader.batches_per_epoch
     )
     told = check_memory(config, pick_device(config.trainer.device))
-    run = stack.enter_context(RunFolder.open(config))
+    run = stack.enter_context(RunFolder.open(config, changes))
     if told:
         run.announce(told)
     worker = build_worker(config, credit, codec.tokenizer, steps)

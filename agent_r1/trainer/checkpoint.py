@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from agent_r1.errors import CheckpointError
 STATE_FILE = "state.pt"
 POLICY_FOLDER = "policy"
 
+PASSING_FILE = "replaced-by-the-next"
+"""Marks a checkpoint that was saved for the time passed: the next one replaces it."""
+
 _NAME = re.compile(r"step-(\d{6,})")
 _OLD = ".old-"
 """Prefix of a checkpoint that is being removed."""
@@ -31,16 +35,40 @@ class CheckpointStore:
     """The checkpoints of one run.
 
     ``keep`` is how many to keep (``None``: all); older ones go when a newer one is whole.
+    ``every_minutes`` is the longest time between two checkpoints (``None``: any).
     """
 
-    def __init__(self, folder: Path, *, keep: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int | None = None,
+        every_minutes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.folder = folder
         self._keep = keep
+        self._every_s = None if every_minutes is None else every_minutes * 60
+        self._clock = clock
+        self._saved_at = clock()
 
-    def save(self, step: int, state: dict[str, Any], export: Callable[[Path], None]) -> Path:
+    @property
+    def overdue(self) -> bool:
+        """``every_minutes`` have passed since the last checkpoint, or since the beginning."""
+        return self._every_s is not None and self._clock() - self._saved_at >= self._every_s
+
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        export: Callable[[Path], None],
+        *,
+        passing: bool = False,
+    ) -> Path:
         """Write ``state`` (tensors and plain Python values) and what ``export`` adds.
 
-        ``export`` receives the path of the policy's Hugging Face folder. Raises
+        ``export`` receives the path of the policy's Hugging Face folder. A ``passing``
+        checkpoint is removed as soon as there is a newer one. Raises
         :class:`CheckpointError` when the disk refuses; then nothing has changed.
         """
         final = self.folder / f"step-{step:06d}"
@@ -51,6 +79,8 @@ class CheckpointStore:
             draft.mkdir()
             torch.save(state, draft / STATE_FILE)
             export(draft / POLICY_FOLDER)
+            if passing:
+                (draft / PASSING_FILE).touch()
             _sync_tree(draft)
             _replace_folder(draft, final)
         except (OSError, RuntimeError, CheckpointError) as error:  # torch raises RuntimeError
@@ -63,6 +93,7 @@ class CheckpointStore:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._prune()
+        self._saved_at = self._clock()
         return final
 
     def list(self) -> list[Path]:
@@ -78,9 +109,11 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         """Remove older checkpoints, and what a kill left of such a removal."""
-        if self._keep is not None:
-            for path in self.list()[: -self._keep]:
-                _move_aside(path)
+        found = self.list()
+        passed = [path for path in found[:-1] if (path / PASSING_FILE).exists()]
+        lasting = [path for path in found if path not in passed]
+        for path in passed + (lasting[: -self._keep] if self._keep is not None else []):
+            _move_aside(path)
         for rest in self.folder.glob(f"{_OLD}*"):
             shutil.rmtree(rest, ignore_errors=True)
 

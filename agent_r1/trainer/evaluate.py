@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agent_r1.config.load import changed_settings, to_yaml
+from agent_r1.config.changes import changes_since
+from agent_r1.config.load import to_yaml
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.jsonl import JsonlFile
@@ -135,10 +136,10 @@ class _Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             settings = folder / "config.yaml"
-            if settings.exists() and (changed := changed_settings(settings, config)):
+            if settings.exists() and (changed := changes_since(settings, config)):
                 raise ConfigError(
                     f"{folder} holds an evaluation with other settings "
-                    f"({', '.join(changed[:5])}); choose another --out"
+                    f"({', '.join(str(change) for change in changed[:5])}); choose another --out"
                 )
             settings.write_text(to_yaml(config))
             self._path = folder / TRAJECTORIES_FILE

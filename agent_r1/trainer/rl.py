@@ -152,8 +152,9 @@ class RLTrainer:
             metrics |= await self._publish_weights()
         self._unlogged = metrics | _throughput(sample, clock)
         await self._finish_step()
-        if self._is_due(self._config.trainer.save_freq):
-            self._save()
+        due = self._is_due(self._config.trainer.save_freq)
+        if due or self._parts.checkpoints.overdue:
+            self._save(passing=not due)
 
     async def _compute(self, work: Callable[[], T]) -> T:
         """Run the learner: beside the sampler in a thread, or where it is without overlap."""
@@ -209,7 +210,7 @@ class RLTrainer:
         self._parts.run.store_validation(trajectories, step=self.step)
         return validation_metrics(trajectories)
 
-    def _save(self) -> None:
+    def _save(self, *, passing: bool = False) -> None:
         """Everything that the next step depends on, and what is still to be logged of this one."""
         parts = self._parts
         state = {
@@ -220,7 +221,7 @@ class RLTrainer:
             "credit": parts.credit.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        parts.checkpoints.save(self.step, state, parts.worker.export)
+        parts.checkpoints.save(self.step, state, parts.worker.export, passing=passing)
 
     def _load(self, path: Path) -> None:
         """Continue after the step of a checkpoint; later lines of the run's files go."""

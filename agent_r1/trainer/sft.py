@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from agent_r1.config.changes import Change, continued_changes
 from agent_r1.config.sft import SftConfig
 from agent_r1.data.batch import token_budget_batches
 from agent_r1.errors import ConfigError, ModelError
@@ -134,7 +135,9 @@ class SftTrainer:
             autocast=config.trainer.autocast,
         )
         self._checkpoints = CheckpointStore(
-            self._run_dir / CHECKPOINTS, keep=config.trainer.max_ckpt_to_keep
+            self._run_dir / CHECKPOINTS,
+            keep=config.trainer.max_ckpt_to_keep,
+            every_minutes=config.trainer.save_minutes,
         )
         self._progress = _Progress()
         self._saved_step = -1
@@ -176,6 +179,8 @@ class SftTrainer:
             metrics["val/loss"] = self._validate()
         if _due(progress.step, trainer.save_freq):
             self._save()
+        elif self._checkpoints.overdue:
+            self._save(passing=True)
         metrics["timing_s/step"] = time.perf_counter() - started
         self._parts.monitor.log(metrics, step=progress.step)
 
@@ -242,12 +247,12 @@ class SftTrainer:
 
     # --- files --------------------------------------------------------------------
 
-    def _save(self) -> None:
+    def _save(self, *, passing: bool = False) -> None:
         step = self._progress.step
         if step == self._saved_step:
             return
         state = {"progress": self._progress.state_dict(), "network": self._network.state_dict()}
-        self._checkpoints.save(step, state, self._save_model)
+        self._checkpoints.save(step, state, self._save_model, passing=passing)
         self._saved_step = step
 
     def _load(self, checkpoint: Path) -> None:
@@ -313,6 +318,14 @@ def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
         monitor.announce(f"continuing from step {step_of(resume)}")
     parts = SftParts(model, codec.tokenizer, examples, validation, monitor)
     return SftTrainer(config, parts).fit(resume)
+
+
+def sft_changes(config: SftConfig) -> Sequence[Change]:
+    """What a cold start that is continued changes; see :func:`continued_changes`."""
+    trainer = config.trainer
+    latest = CheckpointStore(trainer.run_dir / CHECKPOINTS).latest()
+    resume = latest if trainer.resume_mode == "auto" else None
+    return continued_changes(resume, config, accepted=trainer.accept_changes)
 
 
 def _load_trainable(config: SftConfig) -> nn.Module:

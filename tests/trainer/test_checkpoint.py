@@ -128,3 +128,25 @@ def test_killing_the_writer_at_any_moment_leaves_whole_checkpoints_only(tmp_path
             state = load_state(path)
             assert state["step"] == step_of(path)
             assert bool((state["data"] == state["step"]).all())
+
+
+def test_a_checkpoint_for_the_time_passed_is_replaced_by_the_next(tmp_path):
+    now = [0.0]
+    store = CheckpointStore(tmp_path, keep=2, every_minutes=10, clock=lambda: now[0])
+    names = []
+    for step, minutes, passing in [(1, 9, None), (2, 10, True), (3, 19, None), (4, 20, True),
+                                   (5, 21, False), (6, 30, None), (7, 31, True), (8, 32, False),
+                                   (9, 33, False)]:  # fmt: skip
+        now[0] = minutes * 60.0
+        assert store.overdue is (passing is True)
+        if passing is not None:
+            store.save(step, {"step": step}, lambda folder: folder.mkdir(), passing=passing)
+        names.append([int(path.name[-1]) for path in store.list()])
+    assert names == [[], [2], [2], [4], [5], [5], [5, 7], [5, 8], [8, 9]]
+
+
+def test_without_a_limit_no_checkpoint_is_overdue(tmp_path):
+    now = [0.0]
+    store = CheckpointStore(tmp_path, clock=lambda: now[0])
+    now[0] = 1e9
+    assert not store.overdue

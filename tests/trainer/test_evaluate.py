@@ -50,7 +50,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(toy_config, tmp_path
 
 def test_another_evaluation_is_not_mixed_in(toy_config, tmp_path):
     evaluate(toy_config(*SAMPLED), tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"\(trainer\.seed\); choose another --out"):
+    with pytest.raises(ConfigError, match=r"\(trainer\.seed: 0 -> 1\); choose another --out"):
         evaluate(toy_config(*SAMPLED, "trainer.seed=1"), tmp_path / "out")
 
 

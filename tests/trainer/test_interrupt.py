@@ -29,7 +29,7 @@ def test_an_interrupt_while_sampling_saves_the_last_finished_step(toy_config, wh
         train(stopped)
     run = stopped.trainer.run_dir
     assert CheckpointStore(run / "checkpoints").latest().name == f"step-{saved:06d}"
-    run_of(toy_config, "trainer.test_freq=1")
+    run_of(toy_config, "trainer.test_freq=1", "trainer.accept_changes=true")
     assert_equal(final_state(whole), final_state(run))
     assert lines(whole, "trajectories.jsonl") == lines(run, "trajectories.jsonl")
     assert lines(whole, "metrics.jsonl") == lines(run, "metrics.jsonl")
@@ -41,7 +41,7 @@ def test_an_interrupt_during_the_update_finishes_the_step_first(toy_config, whol
         train(stopped)
     run = stopped.trainer.run_dir
     assert CheckpointStore(run / "checkpoints").latest().name == "step-000001"
-    run_of(toy_config, "trainer.test_freq=1")
+    run_of(toy_config, "trainer.test_freq=1", "trainer.accept_changes=true")
     assert_equal(final_state(whole), final_state(run))
     assert lines(whole, "trajectories.jsonl") == lines(run, "trajectories.jsonl")
 
@@ -54,7 +54,7 @@ def test_an_interrupt_while_the_baseline_is_sampled_repeats_the_whole_step(toy_c
     )
     with pytest.raises(KeyboardInterrupt):
         train(stopped)
-    run = run_of(toy_config, *remax)
+    run = run_of(toy_config, *remax, "trainer.accept_changes=true")
     assert_equal(final_state(whole), final_state(run))
     assert lines(whole, "trajectories.jsonl") == lines(run, "trajectories.jsonl")
 
@@ -62,13 +62,13 @@ def test_an_interrupt_while_the_baseline_is_sampled_repeats_the_whole_step(toy_c
 class InterruptingStore(CheckpointStore):
     """Presses Ctrl-C while its first checkpoint is being written."""
 
-    def save(self, step, state, export):
+    def save(self, step, state, export, *, passing=False):
         def interrupted(path):
             if not self.list():
                 os.kill(os.getpid(), signal.SIGINT)
             export(path)
 
-        return super().save(step, state, interrupted)
+        return super().save(step, state, interrupted, passing=passing)
 
 
 def test_an_interrupt_while_saving_leaves_a_whole_checkpoint(toy_config, whole):

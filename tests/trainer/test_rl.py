@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agent_r1.errors import ConfigError, DataError, ModelError, RolloutFailed
+from agent_r1.monitor.run import RunFolder
 from agent_r1.trainer.build import train
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state
 
@@ -194,3 +195,35 @@ def test_a_fresh_start_moves_the_earlier_run_aside(toy_config):
     run_of(toy_config, "trainer.total_training_steps=1", "trainer.resume_mode=disable")
     assert lines(run, "metrics.jsonl") == first
     assert (run / "earlier" / "001" / "metrics.jsonl").is_file()
+
+
+def test_a_run_continued_with_other_settings_records_what_changed(toy_config, monkeypatch):
+    told = []
+    monkeypatch.setattr(RunFolder, "announce", lambda self, message: told.append(message))
+    run = run_of(toy_config, "trainer.total_training_steps=1")
+    with pytest.raises(ConfigError, match=r"tool\.max_turns: 3 -> 2"):
+        run_of(toy_config, "tool.max_turns=2", "trainer.total_training_steps=2")
+    assert "max_turns: 3" in (run / "config.yaml").read_text()
+    run_of(toy_config, "trainer.total_training_steps=2", "actor_rollout_ref.actor.optim.lr=1e-3")
+    first, second = json.loads((run / "run.json").read_text())["sessions"]
+    assert "changes" not in first
+    assert second["from_step"] == 1
+    assert second["changes"] == {
+        "actor_rollout_ref.actor.optim.lr": {"before": 0.01, "after": 0.001},
+        "trainer.total_training_steps": {"before": 1, "after": 2},
+    }
+    assert told == [
+        "continuing after step 1, from here on with 2 changed settings:\n"
+        "  actor_rollout_ref.actor.optim.lr: 0.01 -> 0.001\n"
+        "  trainer.total_training_steps: 1 -> 2"
+    ]
+
+
+def test_a_run_saves_by_time_and_keeps_the_last_of_these(toy_config):
+    run = run_of(toy_config, "trainer.save_minutes=1e-9", "trainer.save_freq=2")
+    assert [p.name for p in CheckpointStore(run / "checkpoints").list()] == [
+        "step-000002",
+        "step-000004",
+    ]
+    other = run_of(toy_config, "trainer.save_minutes=1e-9", run="other")
+    assert [p.name for p in CheckpointStore(other / "checkpoints").list()] == ["step-000004"]
