@@ -156,7 +156,7 @@ def _import_module(name: str, path: str) -> Any:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
             raise RegistryError(
                 f"{path!r}: there is no module {error.name!r}; is it installed, or is its folder "
-                "missing from PYTHONPATH?"
+                f"missing from PYTHONPATH? A file is given as {error.name.split('.')[0]}.py:NAME"
             ) from error
         raise RegistryError(f"{path!r}: importing it failed: {error}") from error
     except Exception as error:

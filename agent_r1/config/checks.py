@@ -69,7 +69,7 @@ def _known(key: str, name: str, known: tuple[str, ...]) -> Iterator[str]:
         return
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}? Known: " if near else "known: "
-    yield f"{key}={name} is unknown; {hint}{', '.join(known)}, or a path 'package.module:name'"
+    yield f"{key}={name} is unknown; {hint}{', '.join(known)}, or a path such as 'file.py:name'"
 
 
 def _batches(config: Config) -> Iterator[str]:

@@ -54,9 +54,10 @@ def load_config(
 
     Warns with :class:`ConfigWarning` about names and values that have no effect.
     """
-    config = load_section(Config, file, overrides, environ=environ)
-    _raise(problems_of(config))
-    _warn(remarks_on(config))
+    reading, config = _read(Config, file, overrides, environ)
+    combined = [p for p in problems_of(config) if not reading.doubts(p)]
+    _raise([*reading.problems, *combined])
+    _warn([*reading.remarks, *remarks_on(config)])
     return config
 
 
@@ -68,17 +69,30 @@ def load_section(
     environ: Mapping[str, str] = os.environ,
 ) -> S:
     """Like :func:`load_config` for any tree of sections, without the cross-section checks."""
-    sources = list(_sources(file, overrides, environ, root))
-    reading = _Reading(root)
-    layers = [reading.layer(source) for source in sources]
+    reading, config = _read(root, file, overrides, environ)
     _raise(reading.problems)
     _warn(reading.remarks)
+    return config
+
+
+def _read(
+    root: type[S], file: Path | str | None, overrides: Sequence[str], environ: Mapping[str, str]
+) -> tuple[_Reading, S]:
+    """The tree, with defaults in place of what is wrong, and what is wrong."""
+    reading = _Reading(root)
+    layers = [reading.layer(s) for s in _sources(file, overrides, environ, root, reading.problems)]
     merged = _merge([root().model_dump(mode="json"), *layers])
     try:
-        return root.model_validate(merged)
+        return reading, root.model_validate(merged)
     except ValidationError as error:
-        _raise(reading.explain(error, merged))
-        raise
+        wrong = reading.explain(error, merged)
+        reading.problems += wrong.values()
+        reading.wrong |= set(wrong)
+        if not set(wrong) <= set(leaves(root)):  # a rule of a section, not of one setting
+            _raise(reading.problems)
+    for key in wrong:
+        _put(merged, key, leaves(root)[key].default)
+    return reading, root.model_validate(merged)
 
 
 def to_yaml(config: Section) -> str:
@@ -119,14 +133,18 @@ def _sources(
     overrides: Sequence[str],
     environ: Mapping[str, str],
     root: type[Section],
+    problems: list[str],
 ) -> Iterator[_Source]:
+    """Each place that gives settings; words that are none are added to ``problems``."""
     if file is not None:
         yield _Source(str(file), dict(flat(_read_file(Path(file)), root)))
     words = _words(environ.get(OVERRIDES_VARIABLE, ""))
     if words:
-        yield _Source(OVERRIDES_VARIABLE, _parse_overrides(words, OVERRIDES_VARIABLE, root))
+        yield _Source(
+            OVERRIDES_VARIABLE, _parse_overrides(words, OVERRIDES_VARIABLE, root, problems)
+        )
     if overrides:
-        yield _Source("command line", _parse_overrides(overrides, "command line", root))
+        yield _Source("command line", _parse_overrides(overrides, "command line", root, problems))
 
 
 def _read_file(file: Path) -> dict[str, Any]:
@@ -150,24 +168,34 @@ def _words(text: str) -> list[str]:
         raise ConfigError(f"{OVERRIDES_VARIABLE}={text!r} has an unclosed quote") from error
 
 
-def _parse_overrides(overrides: Iterable[str], origin: str, root: type[Section]) -> dict[str, Any]:
+def _parse_overrides(
+    overrides: Iterable[str], origin: str, root: type[Section], problems: list[str]
+) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for word in overrides:
-        key, equals, _ = word.partition("=")
-        if not equals or not key.strip("+"):
-            raise ConfigError(f"{word!r} ({origin}) is no setting; write dotted.key=value")
-        if key.startswith("~"):
-            raise ConfigError(f"{word!r} ({origin}): keys cannot be removed; set {key[1:]}=null")
         try:
-            settings = flat(_plain(OmegaConf.from_dotlist([word.lstrip("+")])), root)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise ConfigError(
-                f"{word!r} ({origin}) is not valid YAML after the '='; in a shell put the value "
-                f'into single quotes, as in {key}=\'["a", "b"]\'. {_one_line(error)}'
-            ) from error
+            settings = _parse_override(word, origin, root)
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
         for name, value in settings:
             given[name] = _joined(given.get(name), value)
     return given
+
+
+def _parse_override(word: str, origin: str, root: type[Section]) -> list[tuple[str, Any]]:
+    key, equals, _ = word.partition("=")
+    if key.startswith("~"):
+        raise ConfigError(f"{word!r} ({origin}): keys cannot be removed; set {key[1:]}=null")
+    if not equals or not key.strip("+"):
+        raise ConfigError(f"{word!r} ({origin}) is no setting; write dotted.key=value")
+    try:
+        return list(flat(_plain(OmegaConf.from_dotlist([word.lstrip("+")])), root))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(
+            f"{word!r} ({origin}) is not valid YAML after the '='; in a shell put the value "
+            f'into single quotes, as in {key}=\'["a", "b"]\'. {_one_line(error)}'
+        ) from error
 
 
 def _joined(before: Any, value: Any) -> Any:
@@ -208,6 +236,12 @@ class _Reading:
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
+    wrong: set[str] = field(default_factory=set)
+    """Settings whose value is unknown, because what was given is wrong."""
+
+    def doubts(self, problem: str) -> bool:
+        """Whether ``problem`` may only exist because a default stands for a wrong value."""
+        return any(key in problem for key in self.wrong)
 
     def layer(self, source: _Source) -> dict[str, Any]:
         known: dict[str, Any] = {}
@@ -244,6 +278,7 @@ class _Reading:
                 f"such as {next(k for k in leaves(self.root) if k.startswith(key + '.'))}"
             )
         near = nearest_key(key, self.root)
+        self.wrong |= {near} if near else set()
         advice = f"did you mean {near}?" if near else "'agent-r1 config' lists all keys"
         return f"unknown key {key}={shown(value)} ({origin}): {advice}"
 
@@ -254,8 +289,8 @@ class _Reading:
             return replacement
         return value
 
-    def explain(self, error: ValidationError, merged: Mapping[str, Any]) -> list[str]:
-        """One line per wrong value, from pydantic's findings."""
+    def explain(self, error: ValidationError, merged: Mapping[str, Any]) -> dict[str, str]:
+        """One line per wrong value by its key, from pydantic's findings."""
         lines: dict[str, str] = {}
         values = dict(flat(merged, self.root))
         for found in error.errors():
@@ -271,7 +306,7 @@ class _Reading:
                 f"{key}={shown(values[key])} ({origin}) is not {leaf.expected}; "
                 f"the default is {shown(leaf.default)}. {leaf.description}"
             )
-        return list(lines.values())
+        return lines
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

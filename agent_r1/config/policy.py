@@ -102,7 +102,7 @@ class PolicyLossConfig(Section):
 
     loss_mode: str = "vanilla"
     """``vanilla`` or ``ppo`` (clip with dual clip), ``gspo``, ``cispo``, ``reinforce``, or a path
-    ``package.module:function``."""
+    ``file.py:function`` or ``package.module:function``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Options of that very function besides the settings here that it shares with others."""
 

@@ -161,7 +161,8 @@ class AlgorithmConfig(Section):
 
     adv_estimator: str = "grpo"
     """``gae``, ``turn_gae``, ``grpo``, ``dr_grpo``, ``gigpo``, ``rloo``, ``reinforce_plus_plus``,
-    ``reinforce_plus_plus_baseline``, ``remax``, or a path ``package.module:function``."""
+    ``reinforce_plus_plus_baseline``, ``remax``, or a function of your own:
+    ``file.py:function`` or ``package.module:function``."""
     adv_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Options of that very estimator besides the settings below, such as ``step_advantage_w``."""
     gamma: Share = 1.0

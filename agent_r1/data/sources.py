@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from agent_r1.config.task import DataConfig
-from agent_r1.data.sources_files import Row, read_rows
+from agent_r1.data.patience import told
+from agent_r1.data.sources_files import Row, read_rows, require_file
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.registry import Registry, nearest
 from agent_r1.types import Message, Task
@@ -23,8 +25,8 @@ from agent_r1.types import Message, Task
 TaskGenerator: TypeAlias = Callable[..., Iterable[Task]]
 """``(split: str, seed: int, **options) -> Iterable[Task]``; equal arguments, equal tasks.
 
-``split`` is ``"train"`` or ``"val"``. The two must not overlap. A generator may be endless
-when a number of samples is configured.
+``split`` is ``"train"`` or ``"val"``. The two must not overlap. A generator that gives more
+than :data:`ENDLESS` tasks, or never ends, needs a number of samples in the configuration.
 """
 
 GENERATORS: Registry[TaskGenerator] = Registry(
@@ -36,6 +38,9 @@ GENERATORS: Registry[TaskGenerator] = Registry(
 
 _PREFIX = "generator:"
 _SHOWN = 10
+
+ENDLESS = 100_000
+"""A generator that gives more tasks than this counts as endless: it needs a number of samples."""
 
 
 def register_generator(name: str) -> Callable[[TaskGenerator], TaskGenerator]:
@@ -128,7 +133,8 @@ def load_tasks(
     """Tasks of several files and generators, in their order.
 
     ``options`` go to generators. ``max_samples`` bounds all of them together. Task ids are
-    unique: where no id column says otherwise, file name and row.
+    unique: where no id column says otherwise, file name and row. Of several generators, those
+    after the first put their name before their ids.
 
     Raises:
         DataError: a source cannot be read, lacks a column, or gives no task at all.
@@ -139,18 +145,28 @@ def load_tasks(
     bad: list[BadRow] = []
     seen: dict[str, str] = {}
     for item, source in _items(sources, columns, split, seed, options or {}):
-        if max_samples is not None and len(tasks) >= max_samples:
-            break
+        if max_samples is None and len(tasks) >= ENDLESS and source.startswith(_PREFIX):
+            raise DataError(
+                f"{source} gives more than {ENDLESS:,} tasks and may have no end; say how many to "
+                f"take, as in data.{split}_max_samples=10000 (an epoch is then one pass over these)"
+            )
         if isinstance(item, BadRow):
             bad.append(item)
         elif item.id in seen:
             raise DataError(
                 f"two tasks have the id {item.id!r}, from {seen[item.id]} and {source}; ids must "
-                "be unique, choose another id column"
+                "be unique: "
+                + (
+                    "have the generator give each task an id of its own"
+                    if source.startswith(_PREFIX)
+                    else "choose another column with data.id_key, or none for row numbers"
+                )
             )
         else:
             seen[item.id] = source
             tasks.append(item)
+        if max_samples is not None and len(tasks) >= max_samples:
+            break  # before the next is asked for, which may take long
     if not tasks:
         listed = "".join(f"\n  {row}" for row in bad[:_SHOWN])
         raise DataError(f"no usable task in {[str(source) for source in sources]}{listed}")
@@ -184,16 +200,28 @@ def _items(
     options: Mapping[str, Any],
 ) -> Iterator[tuple[Task | BadRow, str]]:
     names: set[str] = set()
+    generators: set[str] = set()
     for source in map(str, sources):
         if source.startswith(_PREFIX):
-            items: Iterable[Task | BadRow] = generate(
-                source.removeprefix(_PREFIX), split, seed, options
+            name = source.removeprefix(_PREFIX)
+            items: Iterable[Task | BadRow] = told(
+                generate(name, split, seed, options),
+                source,
+                f"data.{split}_max_samples limits how many are taken.",
             )
+            label = _unique(re.split(r"[:.]", name)[-1], generators)
+            if len(generators) > 1:
+                items = _labelled(items, label)
         else:
             path = Path(source).expanduser()
             items = _file_tasks(path, columns, _unique(path.name.partition(".")[0], names))
         for item in items:
             yield item, source
+
+
+def _labelled(items: Iterable[Task | BadRow], label: str) -> Iterator[Task | BadRow]:
+    for item in items:
+        yield replace(item, id=f"{label}/{item.id}") if isinstance(item, Task) else item
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -240,6 +268,14 @@ def _task_problem(task: object) -> str | None:
     return None
 
 
+def require_source(source: str | Path) -> None:
+    """Raise what :func:`load_tasks` would raise because ``source`` does not exist at all."""
+    if str(source).startswith(_PREFIX):
+        GENERATORS.get(str(source).removeprefix(_PREFIX))
+    else:
+        require_file(Path(source).expanduser())
+
+
 def read_tasks(path: str | Path, columns: Columns | None = None) -> Loaded:
     """Tasks of one file; see :func:`load_tasks`."""
     return load_tasks([path], columns=columns)
@@ -280,6 +316,8 @@ def column_paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted paths of all columns of a row, nested ones included."""
     for name, value in values.items():
         yield f"{prefix}{name}"
+        if isinstance(value, str):
+            value = _object_in(value)
         if isinstance(value, Mapping):
             yield from column_paths(value, f"{prefix}{name}.")
 
@@ -289,12 +327,25 @@ MISSING = object()
 
 
 def lookup(values: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path; a column whose very name has dots wins."""
+    """The value at a dotted path; a column whose very name has dots wins.
+
+    A nested column may be stored as the JSON text of an object, as tables without nesting do.
+    """
     if path in values:
         return values[path]
     head, dot, rest = path.partition(".")
     inner = values.get(head)
+    if dot and isinstance(inner, str):
+        inner = _object_in(inner)
     return lookup(inner, rest) if dot and isinstance(inner, Mapping) else MISSING
+
+
+def _object_in(text: str) -> Any:
+    """The object that a text is the JSON of, else ``None``."""
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else None
+    except ValueError:
+        return None
 
 
 def _task(row: Row, columns: Columns, stem: str) -> Task:

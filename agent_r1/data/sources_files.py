@@ -32,6 +32,19 @@ def read_rows(path: Path) -> Iterator[Row]:
         DataError: there is no such file, its format is unknown, or the file as a whole
             cannot be read.
     """
+    reader = require_file(path)
+    try:
+        yield from reader(path)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def require_file(path: Path) -> Callable[[Path], Iterator[Row]]:
+    """What reads this file.
+
+    Raises:
+        DataError: there is no such file, or its format is unknown.
+    """
     if not path.is_file():
         raise DataError(f"there is no data file {path}{_similar(path)}")
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -39,10 +52,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     reader = _READERS.get(kind)
     if reader is None:
         raise DataError(f"{path}: unknown data format {kind!r}; known: {', '.join(_READERS)}")
-    try:
-        yield from reader(path)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    return reader
 
 
 def _similar(path: Path) -> str:

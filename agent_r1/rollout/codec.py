@@ -156,11 +156,23 @@ class Codec:
                 **self._template_kwargs,
             )
         except Exception as error:  # templates are programs: jinja raises what it likes
-            raise TemplateError(
-                f"the tokenizer's chat template cannot render {list(messages)!r}: {error}. "
-                "A model without a template takes prompts as plain text (a string); "
-                "actor_rollout_ref.model.custom_chat_template=FILE gives it one"
-            ) from error
+            raise TemplateError(_unrendered(self.tokenizer, messages, error)) from error
+
+
+def _unrendered(tokenizer: Any, messages: Sequence[Any], error: Exception) -> str:
+    """What is wrong, and the ways out; the template's own words come last."""
+    shown = f"{list(messages)!r:.200}"
+    if getattr(tokenizer, "chat_template", None) is None:
+        return (
+            "the model's tokenizer has no chat template, and the prompt is a list of messages: "
+            f"{shown}. Give a template with actor_rollout_ref.model.custom_chat_template=FILE, or "
+            "give prompts as plain text (a string), which such a model continues"
+        )
+    return (
+        f"the tokenizer's chat template cannot render {shown}. Change the messages, or give "
+        "another template with actor_rollout_ref.model.custom_chat_template=FILE. The template "
+        f"said: {error}"
+    )
 
 
 def open_codec(model: ModelConfig) -> Codec:

@@ -37,6 +37,9 @@ PROBES = (
 """What models write when nobody looks. Nothing of it may make an environment raise."""
 
 
+_NO_TASK = Task("check", "check")
+
+
 @dataclass(frozen=True, slots=True)
 class EnvReport:
     """What :func:`check_tool_env` saw, when the contract holds."""
@@ -69,7 +72,7 @@ def check_tool_env(
     Raises:
         EnvironmentContractError: lists every violation that was found.
     """
-    check = _Check(env, task or Task("check", "check"), timeout_s)
+    check = _Check(env, task or _NO_TASK, timeout_s)
     problems = check.shape()
     if not problems:
         for text in (*texts, *PROBES):
@@ -99,7 +102,10 @@ class _Check:
         stops = self.env.stop_strings
         if not isinstance(stops, tuple) or not all(isinstance(s, str) and s for s in stops):
             problems.append(f"stop_strings must be a tuple of non-empty strings, not {stops!r}")
-        fresh = self.env.for_trajectory(self.task)
+        try:
+            fresh = self.env.for_trajectory(self.task)
+        except Exception as error:
+            return [*problems, f"for_trajectory({self.task}) {_say(error)}{self._about_the_task()}"]
         if not isinstance(fresh, BaseToolEnv):
             problems.append(f"for_trajectory must return an environment, not {fresh!r}")
         elif fresh is not self.env:
@@ -109,6 +115,14 @@ class _Check:
         except Exception as error:
             problems.append(f"process_responses_ids: {_say(error)}")
         return problems
+
+    def _about_the_task(self) -> str:
+        if self.task is not _NO_TASK:
+            return ""
+        return (
+            ". This task is the check's own and has no answer and no extras; give one that your "
+            "environment understands, as in check_tool_env(env, task=Task(id, prompt, answer))"
+        )
 
     def one_text(self, text: str) -> list[str]:
         """Step one text in every way the contract knows."""

@@ -39,6 +39,7 @@ from agent_r1.tool.registry import ENVS, make_env
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.memory import check_memory
+from agent_r1.trainer.preflight import check_before_loading
 from agent_r1.trainer.rl import Parts, RLTrainer
 from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
@@ -65,16 +66,7 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     Whoever wants one part to be another takes these, replaces it and gives them to
     :class:`RLTrainer`.
     """
-    if config.actor_rollout_ref.rollout.name == "openai":
-        raise ConfigError(
-            "actor_rollout_ref.rollout.name=openai cannot train: a server gives no "
-            "log-probabilities of what it sampled and takes no new weights; use embedded"
-        )
-    if config.trainer.test_freq > 0 and not config.data.val_files:
-        raise ConfigError(
-            f"trainer.test_freq={config.trainer.test_freq} without data.val_files: there is "
-            "nothing to validate on; give val_files, or set test_freq=-1"
-        )
+    check_before_loading(config)
     credit = CreditAssigner(algorithm_of(config))
     grader = stack.enter_context(open_grader(config.reward))
     env = stack.enter_context(open_environment(config.tool, config.sandbox))
@@ -189,11 +181,6 @@ def make_scorer(config: Config, grader: Grader) -> Scorer:
 def _load_data(config: Config, codec: Codec) -> tuple[TaskLoader, Sequence[Task]]:
     data = config.data
     seed = config.trainer.seed if data.seed is None else data.seed
-    if not data.train_files:
-        raise ConfigError(
-            "data.train_files is empty; name a file, or a generator as in "
-            "data.train_files=generator:arithmetic"
-        )
     train = load_split(config, codec, "train", seed)
     held_out = load_split(config, codec, "val", seed) if data.val_files else ()
     loader = TaskLoader(train, data.train_batch_size, shuffle=data.shuffle, seed=seed)

@@ -251,3 +251,45 @@ def test_keys_of_a_mapping_may_contain_dots_and_are_gathered_from_all_places(tmp
         "shop.py:PriceList": {"currency": "USD", "strict": True},
         "python": {"session": True, "last_expression": True},
     }
+
+
+def test_every_kind_of_mistake_is_reported_at_once():
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            None,
+            [
+                "nonsense",
+                "trainer.sead=1",
+                "trainer.total_epochs=abc",
+                "algorithm.adv_estimator=grop",
+                "data.train_batch_size=6",
+                "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+            ],
+            environ={"AGENT_R1_OVERRIDES": "~reward.name"},
+        )
+    first, *mistakes = str(caught.value).splitlines()
+    assert first == "6 mistakes:"
+    for expected, mistake in zip(
+        [
+            "'~reward.name' (AGENT_R1_OVERRIDES): keys cannot be removed",
+            "'nonsense' (command line) is no setting",
+            "unknown key trainer.sead=1 (command line): did you mean trainer.seed?",
+            "trainer.total_epochs=abc (command line) is not a whole number above 0",
+            "algorithm.adv_estimator=grop is unknown; did you mean grpo?",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=4 does not divide data.train_batch_size=6",
+        ],
+        mistakes,
+        strict=True,
+    ):
+        assert expected in mistake
+
+
+def test_no_mistake_is_made_up_from_the_default_of_a_wrong_value():
+    """With the default batch of 64 prompts, 40 would not divide it; 80 may have been meant."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(
+            None,
+            ["data.train_batch_size=8O", "actor_rollout_ref.actor.ppo_mini_batch_size=40"],
+            environ={},
+        )
+    assert "ppo_mini_batch_size" not in str(caught.value)

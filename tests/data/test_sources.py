@@ -292,3 +292,13 @@ def test_overlong_prompts_are_told_apart():
 def test_real_files(name, columns, good, bad):
     loaded = read_tasks(SHARED / name, columns)
     assert (len(loaded.tasks), len(loaded.bad)) == (good, bad)
+
+
+def test_a_nested_column_may_be_stored_as_json_text(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = {"prompt": "2+2=", "reward_model": '{"style": "rule", "ground_truth": "4"}'}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (task,) = load_tasks([tmp_path / "a.parquet"]).strict()
+    assert task.answer == "4"

@@ -7,6 +7,7 @@ import pytest
 from agent_r1.errors import EnvironmentContractError
 from agent_r1.testing import check_tool_env
 from agent_r1.tool.base import BaseToolEnv, call_context
+from agent_r1.types import Task
 
 
 class Good(BaseToolEnv):
@@ -138,3 +139,20 @@ def test_the_context_is_there_and_stop_is_compared():
 def test_texts_that_call_nothing_are_pointed_out():
     (warning,) = check_tool_env(Good(), ["<call>a</call>"]).warnings
     assert warning.startswith("no text called a tool")
+
+
+def test_an_environment_that_needs_an_answer_says_so_and_how_to_give_one():
+    class Counting(BaseToolEnv):
+        def __init__(self, left=0):
+            self.left = left
+
+        def for_trajectory(self, task):
+            return Counting(int(task.answer))
+
+        def step(self, raw_response):
+            return "", [], False
+
+    with pytest.raises(EnvironmentContractError, match=r"check_tool_env\(env, task=Task\(") as e:
+        check_tool_env(Counting())
+    assert "raised TypeError" in str(e.value)
+    check_tool_env(Counting(), task=Task("a", "b", "3"))

@@ -227,3 +227,27 @@ def test_a_run_saves_by_time_and_keeps_the_last_of_these(toy_config):
     ]
     other = run_of(toy_config, "trainer.save_minutes=1e-9", run="other")
     assert [p.name for p in CheckpointStore(other / "checkpoints").list()] == ["step-000004"]
+
+
+def test_every_name_and_file_that_is_wrong_is_reported_at_once(toy_config):
+    with pytest.raises(ConfigError) as caught:
+        train(
+            toy_config(
+                "algorithm.adv_estimator=absent.module:best",
+                "reward.name=grade",
+                "tool.env=retol",
+                "tool.tools=[pyton]",
+                "data.train_files=[absent.parquet]",
+                "data.val_files=[generator:arithmetik]",
+                "actor_rollout_ref.model.path=./absent",
+            )
+        )
+    first, *mistakes = str(caught.value).splitlines()
+    assert first == "7 mistakes:"
+    for expected, mistake in zip(
+        ["absent.py:NAME", "grade", "did you mean 'retool'", "did you mean 'python'",
+         "absent.parquet", "did you mean 'arithmetic'", "does not exist"],
+        mistakes,
+        strict=True,
+    ):  # fmt: skip
+        assert expected in mistake
