@@ -5,9 +5,10 @@ What counts as *the answer* of a text, in all rewards here:
 1. Thinking is no answer: what stands before the last ``</think>`` or after a ``<think>``
    that never ends is ignored. Programs are none either: ``<code>`` blocks are ignored,
    unfinished ones too.
-2. Of what is left, the **last** ``\boxed{...}`` with balanced braces counts. So a model may
-   repeat the instructions, box steps, and correct itself. An empty box is no answer.
-3. Without any box, the content of the last ``<answer>...</answer>``.
+2. Of what is left, the **last** ``\boxed{...}`` counts. So a model may repeat the
+   instructions, box steps, and correct itself. An empty box is no answer, and neither is one
+   that never closes: what came before it was about to be replaced.
+3. Without any box, the content of the last ``<answer>...</answer>``, with the same rules.
 4. Otherwise there is no answer. A number somewhere in prose does not count.
 """
 
@@ -17,7 +18,9 @@ import functools
 import logging
 import re
 from fractions import Fraction
+from typing import Any
 
+from agent_r1.reward import forms
 from agent_r1.reward.limits import TimeLimit, time_limit
 from agent_r1.tool.text import between
 
@@ -37,10 +40,13 @@ def prose(text: str) -> str:
 def final_answer(text: str) -> str | None:
     """The answer that a text gives, by the rules above; ``None`` if it gives none."""
     text = prose(text)
-    boxes = boxed(text)
-    if boxes:
-        return boxes[-1] or None
+    boxes, open_at = _boxes(text)
+    if boxes or open_at >= 0:
+        start, end = boxes[-1] if boxes else (-1, -1)
+        return None if open_at > end else text[start:end].strip() or None
     tagged = between(text, "<answer>", "</answer>")
+    if text.rfind("<answer>") > text.rfind("</answer>"):
+        return None
     return (tagged[-1].strip() or None) if tagged else None
 
 
@@ -49,6 +55,11 @@ _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s{0,8}\{)|(?P<escaped>\\.)|[{}]"
 
 def boxed(text: str) -> list[str]:
     r"""Contents of all complete ``\boxed{...}``, in order; of nested ones the outer."""
+    return [text[start:end].strip() for start, end in _boxes(text)[0]]
+
+
+def _boxes(text: str) -> tuple[list[tuple[int, int]], int]:
+    """Where the contents of complete boxes are, and where the last one opens that is not."""
     opened: list[int | None] = []  # where a box's content begins; None for other braces
     spans: list[tuple[int, int]] = []
     for token in _BRACES.finditer(text):
@@ -60,7 +71,7 @@ def boxed(text: str) -> list[str]:
             while spans and spans[-1][0] > start:
                 spans.pop()  # it was inside this one
             spans.append((start, token.start()))
-    return [text[start:end].strip() for start, end in spans]
+    return spans, max((start for start in opened if start is not None), default=-1)
 
 
 _WRAPPERS = (
@@ -81,9 +92,12 @@ def plain(answer: str) -> str:
     return answer.removesuffix(".").strip()
 
 
-_SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\s+")
+_SPACE = r"(?:\\[,;:! ]|\\q?quad\b|~|\s)"
+_SPACES = re.compile(rf"(?<!\d){_SPACE}+|{_SPACE}+(?!\d|{_SPACE})")
+"""Spaces that separate nothing; one between two digits does (``1 1/2`` is not ``11/2``)."""
+_GROUPS = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_SPACE}\d{{3}})+(?!\d)")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\})(?=\d{3}(?!\d))")
-_FRACTION = re.compile(r"([+-]?)\\[dtc]?frac\{([+-]?\d+)\}\{([+-]?\d+)\}")
+_FRACTION = re.compile(r"(?<!\d)([+-]?)\\[dtc]?frac\{([+-]?\d+)\}\{([+-]?\d+)\}")
 _NUMBER = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?(?:/[+-]?\d+)?")
 
 
@@ -96,6 +110,7 @@ def as_number(answer: str) -> Fraction | None:
     if len(answer) > MAX_ANSWER_LENGTH:
         return None
     text = _THOUSANDS.sub("", plain(answer).replace("\u2212", "-"))
+    text = _GROUPS.sub(lambda group: re.sub(r"\D", "", group[0]), text)
     text = _SPACES.sub("", text).removeprefix("\\$").removeprefix("$")
     text = _FRACTION.sub(r"\1\2/\3", text)
     if _NUMBER.fullmatch(text) is None:
@@ -145,9 +160,11 @@ def without_unit(answer: str) -> str:
 def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
     r"""Whether two answers mean the same mathematical object.
 
-    Text and plain numbers are compared first, which settles most cases in microseconds.
-    The rest is parsed and compared by math-verify: LaTeX, fractions, roots, intervals,
-    sets, tuples, equations, units, percentages (``50\%`` equals ``50`` and ``0.5``).
+    Text and plain numbers are compared first, which settles most cases in microseconds; then
+    the forms of :mod:`agent_r1.reward.forms` are read: synonyms of symbols, mixed numbers,
+    powers of ten, repeating decimals, choices, inequalities, units. The rest is parsed and
+    compared by math-verify: LaTeX, fractions, roots, intervals, sets, tuples, equations,
+    percentages (``50\%`` equals ``50`` and ``0.5``).
 
     Not equal, instead of an error or a long wait: text that cannot be parsed, that is
     longer than ``MAX_ANSWER_LENGTH``, whose evaluation would run away (towers of powers),
@@ -158,16 +175,61 @@ def math_equal(answer: str, reference: str, *, seconds: float = 5.0) -> bool:
         return True
     if max(len(answer), len(reference)) > MAX_ANSWER_LENGTH or _RUNAWAY.search(answer):
         return False
-    if numeric_equal(without_unit(answer), without_unit(reference)):
-        return True
-    if as_number(answer) is not None and as_number(reference) is not None:
-        return False
+    left, right = (forms.with_one_name(plain(text)) for text in (answer, reference))
+    verdict = _by_form(left, right)
+    if verdict is not None:
+        return verdict
     load_verifier()
     try:
         with time_limit(seconds, cpu=True):
-            return _verify(answer, reference)
+            return _verify(left, right)
     except TimeLimit:
         return False
+
+
+def _by_form(answer: str, reference: str) -> bool | None:
+    """The verdict where the way in which something is written decides; else ``None``."""
+    if same_text(answer, reference):
+        return True
+    if forms.is_false_equation(answer) or forms.denies(answer, reference):
+        return False
+    if forms.units_differ(answer, reference):
+        return False
+    left, right = (_number(text) for text in (answer, reference))
+    if left is not None and right is not None:
+        return left == right
+    if (verdict := _by_choice(answer, reference)) is not None:
+        return verdict
+    (digits, base), (wanted, wanted_base) = forms.based(answer), forms.based(reference)
+    if base is not None or wanted_base is not None:
+        return digits == wanted and base in (wanted_base, None) and wanted_base is not None
+    (rest, modulus), (wanted_rest, wanted_modulus) = map(forms.without_modulus, (answer, reference))
+    if modulus != wanted_modulus and None not in (modulus, wanted_modulus):
+        return False
+    if modulus or wanted_modulus:
+        return math_equal(rest, wanted_rest)
+    return None
+
+
+def _number(text: str) -> Fraction | None:
+    bare = without_unit(text)
+    value = as_number(bare)
+    return forms.special_number(bare) if value is None else value
+
+
+def _by_choice(answer: str, reference: str) -> bool | None:
+    """A reference that is a choice is met by its letter, or by the text that it names.
+
+    A letter with a text of its own that contradicts the reference's is wrong.
+    """
+    wanted, given = forms.choice(reference), forms.choice(answer)
+    if wanted is None:
+        return None
+    if given is None:
+        return math_equal(answer, wanted[1]) if wanted[1] else None
+    if given[0] != wanted[0]:
+        return False
+    return not (given[1] and wanted[1]) or math_equal(given[1], wanted[1])
 
 
 @functools.cache
@@ -179,13 +241,46 @@ def load_verifier() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+_DIGITS = 12
+"""Decimals to which math-verify compares a decimal with a number that is none."""
+
+
 def _verify(answer: str, reference: str) -> bool:
     """Ask math-verify. Its own time limits are off: they work in main threads only."""
     from math_verify import parse, verify
 
+    if forms.is_interval(reference) and (intervals := forms.as_intervals(answer)) is not None:
+        answer = intervals
     left, right = (
-        parse(f"$\\boxed{{{plain(text)}}}$", parsing_timeout=None) for text in (answer, reference)
+        parse(f"$\\boxed{{{text}}}$", parsing_timeout=None) for text in (answer, reference)
     )
     if not left or not right:
         return False
-    return bool(verify(right, left, timeout_seconds=None))
+    same = verify(right, left, timeout_seconds=None, float_rounding=_DIGITS)
+    return bool(same) or _same_constant(left[0], right[0])
+
+
+def _same_constant(left: Any, right: Any) -> bool:
+    """Two closed forms without variables or decimals, equal to forty digits.
+
+    The letters e and i are the constants here: with a variable of that name beside others the
+    expressions are no constants, and are not compared.
+    """
+    import sympy
+
+    if not all(isinstance(side, sympy.Expr) for side in (left, right)):
+        return False
+    constants = {"i": sympy.I, "e": sympy.E}
+    left, right = (
+        side.subs({s: constants[s.name] for s in side.free_symbols if s.name in constants})
+        for side in (left, right)
+    )
+    if (left - right).free_symbols or left.has(sympy.Float) or right.has(sympy.Float):
+        return False
+    if left.has(sympy.oo, sympy.nan, sympy.zoo) or right.has(sympy.oo, sympy.nan, sympy.zoo):
+        return False
+    try:
+        distance = sympy.Abs(sympy.N((left - right).doit(), 50))
+    except (ArithmeticError, AttributeError, NotImplementedError, TypeError, ValueError):
+        return False  # sympy cannot evaluate it
+    return bool(distance.is_Number and distance < sympy.Float("1e-40"))
