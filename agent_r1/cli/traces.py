@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from agent_r1.errors import ConfigError
     examples="""
 agent-r1 data traces gsm8k --out traces.jsonl
 agent-r1 data traces harvest runs/samples/trajectories.jsonl --out own.jsonl
+agent-r1 data traces inspect traces.jsonl --model ./model
+agent-r1 data traces rerun retool_sft.parquet --out traces.jsonl
 agent-r1 sft model.path=./model data.train_files=traces.jsonl
 """,
 )
@@ -162,6 +166,73 @@ def harvest(
     write_traces(out, found.traces)
     click.echo(f"wrote {len(found.traces):,} traces of {found.tasks:,} tasks to {out}")
     _show_counts("left out", {k: v for k, v in found.counts.items() if k != "kept"})
+
+
+@traces.command(
+    examples="""
+agent-r1 data traces inspect traces.jsonl --model ./model
+agent-r1 data traces inspect retool_sft.parquet --model Qwen/Qwen2.5-7B-Instruct --limit 1
+"""
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--model", required=True, help="Model folder or name; its tokenizer is used.")
+@click.option("--limit", default=3, show_default=True, type=click.IntRange(min=1), help="Traces.")
+def inspect(file: Path, model: str, limit: int) -> None:
+    """Show which tokens of some traces will be learned: green, or between [[ and ]]."""
+    from agent_r1.config.policy import ModelConfig
+    from agent_r1.data.traces import read_traces
+    from agent_r1.rollout.codec import open_codec
+    from agent_r1.trainer.sft_inspect import stretches
+
+    codec = open_codec(ModelConfig(path=model))
+    coloured = sys.stdout.isatty()
+    for number, trace in enumerate(islice(read_traces(file), limit), 1):
+        shown = stretches(trace, codec)
+        learned = sum(part.tokens for part in shown if part.learned)
+        total = sum(part.tokens for part in shown)
+        title = f"trace {number} ({trace.source}): {learned} of {total} tokens are learned"
+        click.secho(title, bold=True)
+        for part in shown:
+            if coloured:
+                fg = "green" if part.learned else "bright_black"
+                click.secho(part.text, fg=fg, nl=False)
+            else:
+                click.echo(f"[[{part.text}]]" if part.learned else part.text, nl=False)
+        click.echo("\n")
+
+
+@traces.command(
+    examples="""
+agent-r1 data traces rerun retool_sft.parquet --out traces.jsonl
+agent-r1 data traces rerun traces.jsonl --out fresh.jsonl --stale drop tool.env=retool
+"""
+)
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSONL file to write.")
+@click.option(
+    "--stale",
+    type=click.Choice(["correct", "drop"]),
+    default="correct",
+    show_default=True,
+    help="What becomes of a trace whose outputs are not those of today.",
+)
+@configured
+def rerun(source: Path, out: Path, stale: Any, file: Path | None, overrides: Sequence[str]) -> None:
+    """Execute the calls of traces again; correct or drop those whose outputs changed."""
+    from agent_r1.config import Config
+    from agent_r1.data.traces import read_traces, write_traces
+    from agent_r1.trainer.build import open_environment
+    from agent_r1.trainer.sft_inspect import run_again
+
+    config = load(Config, file, overrides)
+    if out.exists():
+        raise ConfigError(f"{out} exists already; name another file or remove it")
+    with open_environment(config.tool, config.sandbox) as env, _counter("executed") as advance:
+        result = run_again(read_traces(source), env, stale=stale, on_finished=advance)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_traces(out, result.traces)
+    click.echo(f"wrote {len(result.traces):,} of {result.counts.total():,} traces to {out}")
+    _show_counts("traces", result.counts)
 
 
 def _show_counts(title: str, counts: Mapping[str, int]) -> None:

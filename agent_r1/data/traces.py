@@ -7,9 +7,11 @@ tool. On disk it is one JSON object a line::
      "segments": [{"role": "model", "text": "..."}, {"role": "tool", "text": "..."}, ...],
      "source": "gsm8k"}
 
-A line may instead carry ``messages``, a chat whose ``assistant`` turns the model wrote and
-whose ``tool`` (or ``interpreter``) turns are the environment's words; everything before
-the first of these is the prompt.
+A row may instead carry ``messages`` (or ShareGPT's ``conversations``), a chat whose
+``assistant`` turns the model wrote and whose ``tool`` (or ``interpreter``) turns are the
+environment's words; everything before the first of these is the prompt. See
+:mod:`agent_r1.data.trace_forms` for the published forms that are read. Files may be JSONL, JSON
+or Parquet, the text ones also ``.gz``.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from agent_r1.data.sources_files import read_rows
+from agent_r1.data.trace_forms import messages_of, needs_template, split_inline, tools_of
 from agent_r1.errors import DataError
 from agent_r1.registry import Registry
 from agent_r1.types import Message
@@ -55,9 +59,16 @@ class Trace:
     prompt: tuple[Message, ...] | str
     segments: tuple[Segment, ...]
     source: str = "unknown"
+    chat: tuple[Mapping[str, Any], ...] = ()
+    """Instead of ``segments``: messages that the chat template is to write, prompt included."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Tools that the chat template announces."""
 
     def __post_init__(self) -> None:
-        if not self.segments or self.segments[-1].author is not Author.MODEL:
+        if self.chat:
+            if self.chat[-1]["role"] != "assistant":
+                raise DataError("a trace must end with a message that the model wrote")
+        elif not self.segments or self.segments[-1].author is not Author.MODEL:
             raise DataError("a trace must end with a segment that the model wrote")
         if not self.prompt:
             raise DataError("a trace needs a prompt")
@@ -87,33 +98,26 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> int:
 
 
 def read_traces(path: str | Path) -> Iterator[Trace]:
-    """Read a JSONL file of traces. Raises DataError that names file, line and field."""
+    """Read a file of traces. Raises DataError that names file, row and field."""
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no trace file at {path}; give a JSONL file with one trace a line")
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _parse_line(line, f"{path}:{number}")
-
-
-def _parse_line(line: str, where: str) -> Trace:
-    try:
-        row = json.loads(line)
-        if not isinstance(row, dict):
-            raise DataError(f"expected a JSON object, not {type(row).__name__}")
-        return trace_from_row(row)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}); write one object a line") from error
-    except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"no trace file at {path}; give a file with one trace a row")
+    for row in read_rows(path):
+        where = f"{path}:{row.number}"
+        if row.values is None:
+            raise DataError(f"{where}: {row.error}")
+        try:
+            yield trace_from_row(row.values)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
 
 
 def trace_from_row(row: Mapping[str, Any]) -> Trace:
     """One parsed JSON object as a trace; see the module for the two accepted shapes."""
     source = str(row.get("source", "unknown"))
-    if "messages" in row:
-        return _from_messages(row["messages"], source)
+    messages = messages_of(row)
+    if messages is not None:
+        return _from_messages(messages, source, tools_of(row))
     missing = [key for key in ("prompt", "segments") if key not in row]
     if missing:
         raise DataError(
@@ -153,9 +157,13 @@ def _segment(part: Any) -> Segment:
         ) from None
 
 
-def _from_messages(messages: Any, source: str) -> Trace:
-    if not isinstance(messages, list) or not all(_is_message(message) for message in messages):
-        raise DataError("'messages' must be a list of {'role', 'content'} objects")
+def _from_messages(
+    messages: list[dict[str, Any]], source: str, tools: tuple[Mapping[str, Any], ...]
+) -> Trace:
+    if needs_template(messages):
+        first = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+        prompt = tuple(cast("Message", message) for message in messages[:first])
+        return Trace(prompt, (), source, tuple(messages), tools)
     first = next((i for i, m in enumerate(messages) if m["role"] in _CHAT_AUTHORS), len(messages))
     segments = []
     for message in messages[first:]:
@@ -165,13 +173,22 @@ def _from_messages(messages: Any, source: str) -> Trace:
                 f"a {message['role']!r} turn after the first answer cannot be placed; "
                 "split the conversation into one trace per question"
             )
-        segments.append(Segment(author, message["content"]))
-    return Trace(tuple(messages[:first]), tuple(segments), source)
+        if author is Author.TOOL:
+            segments.append(tool(message["content"]))
+        else:
+            pieces = split_inline(message["content"])
+            segments += [(model if own else tool)(text) for own, text in pieces if text]
+    return Trace(
+        tuple(cast("Message", message) for message in messages[:first]), tuple(segments), source
+    )
 
 
 def _as_row(trace: Trace) -> dict[str, Any]:
     prompt = trace.prompt if isinstance(trace.prompt, str) else [dict(m) for m in trace.prompt]
     segments = [{"role": str(part.author), "text": part.text} for part in trace.segments]
+    if trace.chat:
+        row = {"messages": [dict(m) for m in trace.chat], "source": trace.source}
+        return row | ({"tools": [dict(t) for t in trace.tools]} if trace.tools else {})
     return {"prompt": prompt, "segments": segments, "source": trace.source}
 
 

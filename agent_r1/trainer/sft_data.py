@@ -15,6 +15,7 @@ from agent_r1.config.sft import SftConfig, SftDataConfig
 from agent_r1.data.traces import TRACE_GENERATORS, Author, Trace, read_traces
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.rollout.codec import Codec
+from agent_r1.trainer.sft_chat import chat_segments
 from agent_r1.types import Task
 
 GENERATOR = "generator:"
@@ -63,13 +64,18 @@ def encode_trace(trace: Trace, codec: Codec) -> Example:
     characters across such a border would otherwise teach contexts that never occur. The
     end-of-sequence token is the model's own last word and is learned.
     """
-    ids = list(codec.render(Task("trace", trace.prompt)))
+    segments = trace.segments
+    if trace.chat:
+        prompt, segments = chat_segments(trace, codec)
+        ids = list(codec.encode_text(prompt))
+    else:
+        ids = list(codec.render(Task("trace", trace.prompt)))
     mask = [False] * len(ids)
-    for segment in trace.segments:
+    for segment in segments:
         if segment.author is Author.MODEL:
             part = codec.encode_text(segment.text)
         else:
-            part = codec.encode_observation(segment.text)
+            part = codec.encode_observation(segment.text, control_tokens=bool(trace.chat))
         ids += part
         mask += [segment.author is Author.MODEL] * len(part)
     return Example((*ids, int(codec.tokenizer.eos_token_id)), (*mask, True))
