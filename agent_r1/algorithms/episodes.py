@@ -44,6 +44,8 @@ class AdvantageInputs:
     """[B, T] V of the state in which token t was chosen (before it, aligned as logprobs)."""
     token_reward: Tensor | None = None
     """[B, T] reward added to single tokens, as the KL penalty in the reward."""
+    teacher_gap: Tensor | None = None
+    """[B, T] log-probability of the token by the teacher less that by the student."""
     terminated: Tensor | None = None
     """[B] bool: the episode ended by itself."""
     truncated: Tensor | None = None
@@ -84,7 +86,7 @@ _PER_ROW = (
     "greedy_reward",
     "counted",
 )
-_PER_TOKEN = ("turn_index", "values", "token_reward")
+_PER_TOKEN = ("turn_index", "values", "token_reward", "teacher_gap")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ ADVANTAGES: Registry[Callable[..., AdvantageResult]] = Registry(
         "remax": _ADVANTAGES + "remax",
         "turn_gae": _TURNS + "turn_gae",
         "gigpo": _TURNS + "gigpo",
+        "opd": "agent_r1.algorithms.distillation:opd",
     },
 )
 POLICY_LOSSES: Registry[Callable[..., PolicyLossTerms]] = Registry(

@@ -22,6 +22,7 @@ ESTIMATORS = (
     "reinforce_plus_plus",
     "reinforce_plus_plus_baseline",
     "remax",
+    "opd",
 )
 POLICY_LOSSES = ("vanilla", "ppo", "gspo", "cispo", "reinforce")
 LOGGERS = ("console", "wandb", "tensorboard")
@@ -230,6 +231,24 @@ def _sandbox(config: Config) -> Iterator[str]:
             yield f"sandbox.endpoints: {endpoint!r} must begin with http:// or https://"
 
 
+def _distillation(config: Config) -> Iterator[str]:
+    settings, key = config.algorithm.distillation, "algorithm.distillation"
+    if settings.teacher and settings.server:
+        yield f"{key}.teacher and {key}.server are both given; a run has one teacher"
+    if config.algorithm.adv_estimator == "opd" and not settings.given:
+        yield (
+            "algorithm.adv_estimator=opd needs a teacher; set algorithm.distillation.teacher to a "
+            "model folder, or algorithm.distillation.server to an address"
+        )
+    if settings.server and config.actor_rollout_ref.rollout.temperature != 1:
+        yield (
+            f"{key}.server gives log-probabilities at temperature 1, and "
+            "actor_rollout_ref.rollout.temperature="
+            f"{config.actor_rollout_ref.rollout.temperature} samples at another; set it to 1, or "
+            "use a local teacher"
+        )
+
+
 def _server(config: Config) -> Iterator[str]:
     rollout = config.actor_rollout_ref.rollout
     key, url = "actor_rollout_ref.rollout.server.url", rollout.server.url
@@ -255,6 +274,7 @@ _CHECKS: tuple[Check, ...] = (
     _schedules,
     _run,
     _sandbox,
+    _distillation,
     _server,
 )
 

@@ -26,7 +26,9 @@ from agent_r1.config.policy import (
 from agent_r1.config.section import Section
 from agent_r1.config.task import (
     AlgorithmConfig,
+    ClipCovConfig,
     DataConfig,
+    DistillationConfig,
     FilterGroupsConfig,
     KLControlConfig,
     OutcomePolicyConfig,
@@ -59,11 +61,13 @@ __all__ = [
     "ActorRolloutRefConfig",
     "AggregationMode",
     "AlgorithmConfig",
+    "ClipCovConfig",
     "Config",
     "CriticConfig",
     "CriticModelConfig",
     "DType",
     "DataConfig",
+    "DistillationConfig",
     "FilterGroupsConfig",
     "KLControlConfig",
     "KLKind",

@@ -131,6 +131,41 @@ class RolloutCorrectionConfig(Section):
     """Take the engine's log-probabilities as the old policy's instead of computing them anew."""
 
 
+class ClipCovConfig(Section):
+    """Clip-Cov (arXiv 2505.22617): no gradient for a few tokens that make entropy fall most."""
+
+    ratio: Share = 0.0
+    """Share of the action tokens, drawn among those between the bounds. 0: off; the paper's is
+    0.0002."""
+    low: float = 1.0
+    """Least covariance of log-probability and advantage of such a token."""
+    high: float = 5.0
+    """Largest covariance of such a token."""
+
+
+class DistillationConfig(Section):
+    """On-policy distillation: a teacher grades each token that the policy sampled."""
+
+    teacher: str | None = None
+    """Model folder or Hub name of a teacher with the policy's tokenizer, loaded beside it."""
+    server: str | None = None
+    """In its place the address of a server that gives log-probabilities of prompts (vLLM), as
+    http://127.0.0.1:8000/v1."""
+    server_model: str = ""
+    """Name of the teacher at the server."""
+    token_env: str = "AGENT_R1_TEACHER_TOKEN"
+    """Environment variable with the server's bearer token."""
+    coef: NonNegativeFloat = 1.0
+    """Weight of the teacher's per-token advantage beside that of another estimator than opd."""
+    clip: PositiveFloat | None = 10.0
+    """Largest magnitude of a token's advantage by the teacher, in nats. null: unbounded."""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a teacher."""
+        return bool(self.teacher or self.server)
+
+
 OutcomeTreatment = Literal["count", "penalise", "bootstrap", "mask", "drop"]
 
 
@@ -161,8 +196,8 @@ class AlgorithmConfig(Section):
 
     adv_estimator: str = "grpo"
     """``gae``, ``turn_gae``, ``grpo``, ``dr_grpo``, ``gigpo``, ``rloo``, ``reinforce_plus_plus``,
-    ``reinforce_plus_plus_baseline``, ``remax``, or a function of your own:
-    ``file.py:function`` or ``package.module:function``."""
+    ``reinforce_plus_plus_baseline``, ``remax``, ``opd`` (distillation alone), or a
+    function of your own: ``file.py:function`` or ``package.module:function``."""
     adv_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Options of that very estimator besides the settings below, such as ``step_advantage_w``."""
     gamma: Share = 1.0
@@ -182,6 +217,8 @@ class AlgorithmConfig(Section):
     reward. 0: they are only logged."""
     outcome_policy: OutcomePolicyConfig = OutcomePolicyConfig()
     rollout_correction: RolloutCorrectionConfig = RolloutCorrectionConfig()
+    clip_cov: ClipCovConfig = ClipCovConfig()
+    distillation: DistillationConfig = DistillationConfig()
 
 
 class OverlongBufferConfig(Section):

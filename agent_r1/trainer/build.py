@@ -41,6 +41,7 @@ from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.memory import check_memory
 from agent_r1.trainer.preflight import check_before_loading
 from agent_r1.trainer.rl import Parts, RLTrainer
+from agent_r1.trainer.teacher import LocalTeacher, Teacher, require_same_tokens, server_teacher
 from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
 from agent_r1.types import Reward, Task, Trajectory
@@ -108,6 +109,7 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
         run=run,
         checkpoints=checkpoints,
         pad_id=codec.pad_id,
+        teacher=build_teacher(config, codec.tokenizer),
     )
     return parts, resume_from
 
@@ -281,6 +283,22 @@ def build_worker(
         ),
         seed=config.trainer.seed,
         tokenizer=tokenizer,
+    )
+
+
+def build_teacher(config: Config, tokenizer: Any) -> Teacher | None:
+    """The teacher of a distillation, where one is configured."""
+    settings, roles = config.algorithm.distillation, config.actor_rollout_ref
+    if settings.server:
+        return server_teacher(settings)
+    if not settings.teacher:
+        return None
+    trusted = roles.model.trust_remote_code
+    require_same_tokens(tokenizer, settings.teacher, trust_remote_code=trusted)
+    return LocalTeacher(
+        model_loader(config)(settings.teacher),
+        temperature=roles.rollout.temperature,
+        max_tokens=roles.actor.ppo_max_token_len_per_gpu,
     )
 
 

@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from agent_r1.algorithms.episodes import AdvantageInputs
+from agent_r1.algorithms.covariance import clip_cov
+from agent_r1.algorithms.distillation import gap_advantage
+from agent_r1.algorithms.episodes import AdvantageInputs, AdvantageResult
 from agent_r1.algorithms.kl import kl_reward, make_kl_controller
-from agent_r1.algorithms.masked import masked_mean
+from agent_r1.algorithms.masked import masked_mean, zero_outside
 from agent_r1.algorithms.off_policy import importance_weights, trusted_mask
 from agent_r1.algorithms.outcomes import OutcomePolicy
 from agent_r1.algorithms.registry import bind, resolve_advantage
@@ -53,6 +55,8 @@ class CreditAssigner:
         self._estimator = resolve_advantage(config.adv_estimator)
         names = ("gamma", "lam", "norm_adv_by_std_in_grpo", "process_reward_coef")
         shared = {name: getattr(config, name) for name in names}
+        if config.adv_estimator == "opd":
+            shared["clip"] = config.distillation.clip
         self._advantages = bind(self._estimator, options=config.adv_kwargs, shared=shared)
         policy = config.outcome_policy
         table = {name: getattr(policy, name) for name in _CUT_SHORT}
@@ -78,7 +82,9 @@ class CreditAssigner:
     @property
     def needs_logprobs(self) -> bool:
         """Whether credit depends on the trainer's own log-probabilities before the update."""
-        return self._corrected or self._config.use_kl_in_reward
+        settings = self._config
+        asked = settings.use_kl_in_reward or settings.distillation.given
+        return self._corrected or asked or settings.clip_cov.ratio > 0
 
     @property
     def _corrected(self) -> bool:
@@ -114,12 +120,13 @@ class CreditAssigner:
         ref_logprobs: Tensor | None,
         values: Values | None,
         greedy_rewards: Mapping[str, float] | None = None,
+        teacher_logprobs: Tensor | None = None,
     ) -> Credit:
         """Advantages of a batch that was laid out from ``trajectories``.
 
         ``recomputed`` (see :attr:`needs_logprobs`) and ``ref_logprobs`` are ``[B, T]`` of the
-        policy before the update and of the reference; ``greedy_rewards`` maps group ids
-        (ReMax).
+        policy before the update and of the reference, ``teacher_logprobs`` of the teacher of a
+        distillation; ``greedy_rewards`` maps group ids (ReMax).
         """
         owners = [t for t in trajectories for _ in t.samples()]
         rows = self._outcomes.apply([t.outcome for t in owners], batch.reward, batch.loss_mask)
@@ -139,6 +146,7 @@ class CreditAssigner:
             turn_reward=batch.turn_reward,
             values=None if values is None else values.tokens,
             token_reward=token_reward,
+            teacher_gap=_gap(teacher_logprobs, recomputed, rows.loss_mask, metrics),
             terminated=batch.terminated,
             truncated=rows.truncated,
             bootstrap_value=None if values is None else _last_segment(batch, values.final),
@@ -146,7 +154,11 @@ class CreditAssigner:
             state_id=_state_ids(owners) if self._config.adv_estimator == "gigpo" else None,
             counted=rows.counted,
         )
-        result = self._advantages(inputs)
+        result = self._distilled(inputs, self._advantages(inputs))
+        if recomputed is not None and self._config.clip_cov.ratio > 0:
+            bounds = self._config.clip_cov.model_dump()
+            kept = clip_cov(result.advantages, recomputed, rows.loss_mask, **bounds)
+            result = dataclasses.replace(result, advantages=kept)
         metrics |= _summary(trained, result.advantages, result.returns, values)
         trained, weights = self._correct(trained, recomputed, metrics)
         return Credit(trained, old, result.advantages, result.returns, weights, metrics)
@@ -156,6 +168,16 @@ class CreditAssigner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._kl.load_state_dict(state["kl"])
+
+    def _distilled(self, inputs: AdvantageInputs, result: AdvantageResult) -> AdvantageResult:
+        """The teacher's advantage beside that of another estimator."""
+        settings = self._config.distillation
+        if inputs.teacher_gap is None or self._config.adv_estimator == "opd":
+            return result
+        told = gap_advantage(
+            inputs.teacher_gap, inputs.loss_mask, coef=settings.coef, clip=settings.clip
+        )
+        return dataclasses.replace(result, advantages=result.advantages + told)
 
     def _kl_in_reward(
         self, batch: Batch, old: Tensor, ref: Tensor, metrics: dict[str, float]
@@ -200,6 +222,17 @@ def _outcome_metric(trajectory: Trajectory, metric: str) -> float:
     if metric == "reward":
         return trajectory.reward.value - parts.get("overlong", 0.0)
     return parts.get(metric, 0.0)
+
+
+def _gap(
+    teacher: Tensor | None, student: Tensor | None, mask: Tensor, metrics: dict[str, float]
+) -> Tensor | None:
+    """[B, T] what the teacher gives a sampled token above the student; logs the reverse KL."""
+    if teacher is None or student is None:
+        return None
+    gap = zero_outside(teacher.to(student.device) - student, mask.to(student.device))
+    metrics["distillation/reverse_kl"] = -float(masked_mean(gap, mask.to(student.device)))
+    return gap
 
 
 def _last_segment(batch: Batch, final: Tensor) -> Tensor:

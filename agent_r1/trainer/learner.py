@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from agent_r1.data.batch import Batch
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.teacher import Teacher
 from agent_r1.trainer.worker import PolicyWorker
 from agent_r1.types import Trajectory
 
@@ -25,6 +26,7 @@ class Learner:
     pad_id: int
     use_kl_loss: bool
     critic_warmup: int
+    teacher: Teacher | None = None
 
     def learn(
         self,
@@ -36,7 +38,10 @@ class Learner:
         """Improve version ``step``; in the first ``critic_warmup`` steps the critic only."""
         worker, credit = self.worker, self.credit
         batch = Batch.from_trajectories(trajectories, self.pad_id)
-        recomputed = ref = values = None
+        recomputed = ref = values = told = None
+        if self.teacher is not None:
+            with clock("teacher"):
+                told = self.teacher.logprobs(batch)
         if credit.needs_logprobs:
             with clock("old_log_prob"):
                 recomputed = worker.logprobs(batch)
@@ -47,7 +52,9 @@ class Learner:
             with clock("values"):
                 values = worker.values(batch)
         with clock("adv"):
-            worth = credit.assign(batch, trajectories, recomputed, ref, values, greedy_rewards)
+            worth = credit.assign(
+                batch, trajectories, recomputed, ref, values, greedy_rewards, told
+            )
         metrics = dict(worth.metrics)
         if values is not None and worth.returns is not None:
             with clock("update_critic"):

@@ -42,6 +42,7 @@ from agent_r1.trainer.publisher import WeightPublisher
 from agent_r1.trainer.queue import make_queue
 from agent_r1.trainer.sampler import Sample, Sampler, SamplerSettings
 from agent_r1.trainer.supply import TaskSupply
+from agent_r1.trainer.teacher import Teacher
 from agent_r1.trainer.validation import Validator, validation_metrics
 from agent_r1.trainer.worker import PolicyWorker
 from agent_r1.types import Trajectory
@@ -63,6 +64,7 @@ class Parts:
     run: RunFolder
     checkpoints: CheckpointStore
     pad_id: int
+    teacher: Teacher | None = None
 
 
 class RLTrainer:
@@ -90,6 +92,7 @@ class RLTrainer:
             parts.pad_id,
             config.actor_rollout_ref.actor.use_kl_loss,
             config.trainer.critic_warmup,
+            parts.teacher,
         )
         self._publisher = WeightPublisher(
             parts.engine,

@@ -7,6 +7,8 @@ answers seen), so that it predicts the tool's X from the very context in which i
 itself: whoever trains on tool tokens teaches the model to babble like the tool.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,21 +55,32 @@ def roll_out(table: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor,
 
 
 def train(
-    estimator: str, loss: str = "ppo", *, broken_mask: bool = False, **options: object
+    estimator: str,
+    loss: str = "ppo",
+    *,
+    broken_mask: bool = False,
+    steps: int = STEPS,
+    teacher: Tensor | None = None,
+    start: float = 0.0,
+    **options: object,
 ) -> tuple[float, float]:
     """Mean reward before and after training."""
     generator = torch.Generator().manual_seed(0)
-    table = torch.zeros(4 * TURNS, 4, requires_grad=True)
+    table = torch.zeros(4 * TURNS, 4)
+    table[:, CALL] = start
+    table.requires_grad_()
     critic = torch.zeros(4 * TURNS, requires_grad=True)
     optimizer = torch.optim.Adam([table, critic], lr=0.1)
     curve: list[float] = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         tokens, alive, reward = roll_out(table.detach(), generator)
         curve.append(reward.mean().item())
         mask = alive if broken_mask else alive & ACTION
         inputs = observe(tokens, mask, reward, critic.detach())
-        result = resolve_advantage(estimator)(inputs, **options)
         old = logprobs(table, tokens).detach()
+        if teacher is not None:
+            inputs = replace(inputs, teacher_gap=logprobs(teacher, tokens) - old)
+        result = resolve_advantage(estimator)(inputs, **options)
         weights = loss_weights(mask)
         for _ in range(EPOCHS):
             given = PolicyLossInputs(logprobs(table, tokens), old, result.advantages, mask)
@@ -101,7 +114,7 @@ def observe(tokens: Tensor, mask: Tensor, reward: Tensor, critic: Tensor) -> Adv
     )
 
 
-@pytest.mark.parametrize("estimator", ADVANTAGES.names())
+@pytest.mark.parametrize("estimator", sorted({*ADVANTAGES.names()} - {"opd"}))
 def test_every_estimator_learns_to_call_the_tool_twice(estimator):
     before, after = train(estimator)
     assert before < 0.3 and after > 0.9
@@ -113,8 +126,24 @@ def test_every_loss_learns_to_call_the_tool_twice(loss):
     assert before < 0.3 and after > 0.9
 
 
-@pytest.mark.parametrize("estimator", sorted({*ADVANTAGES.names()} - {"gae", "turn_gae"}))
+@pytest.mark.parametrize("estimator", sorted({*ADVANTAGES.names()} - {"gae", "turn_gae", "opd"}))
 def test_with_tool_tokens_in_the_mask_nobody_learns(estimator):
     """Only a critic would save them: it finds out that tool tokens change nothing."""
     before, after = train(estimator, broken_mask=True)
     assert before < 0.3 and after < 0.5
+
+
+def expert() -> Tensor:
+    """[row, token] logits of a policy that solves the task nineteen times in twenty."""
+    table = torch.zeros(4 * TURNS, 4)
+    for seen, action in enumerate((CALL, CALL, ANSWER)):
+        table[SEP * TURNS + seen, action] = 5.0
+    return table
+
+
+def test_a_student_reaches_its_teacher_faster_than_by_reward_alone():
+    """From a policy that seldom calls, no episode is rewarded; the teacher grades each token."""
+    before, by_reward = train("grpo", steps=30, start=-3.0)
+    _, by_teacher = train("opd", steps=30, start=-3.0, teacher=expert())
+    assert before < 0.01 and by_reward < 0.1
+    assert by_teacher > 0.8

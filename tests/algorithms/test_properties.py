@@ -19,7 +19,7 @@ from agent_r1.algorithms.registry import (
     resolve_policy_loss,
 )
 
-ESTIMATORS = ADVANTAGES.names()
+ESTIMATORS = sorted({*ADVANTAGES.names()} - {"opd"})  # which reads no reward
 LOSSES = sorted(set(POLICY_LOSSES.names()) - {"vanilla"})
 PER_TOKEN = ("turn_index", "values", "token_reward")
 SEEDS = st.integers(0, 2**31 - 1)

@@ -11,7 +11,7 @@ from agent_r1.algorithms.losses import PolicyLossInputs, ppo
 from agent_r1.algorithms.registry import ADVANTAGES, resolve_advantage
 from agent_r1.algorithms.shaping import has_signal
 
-ESTIMATORS = ADVANTAGES.names()
+ESTIMATORS = sorted({*ADVANTAGES.names()} - {"opd"})  # which reads no reward
 
 
 def run(name, batch, rows, reward, **optional):
