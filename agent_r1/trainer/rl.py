@@ -81,6 +81,7 @@ class RLTrainer:
         self._stop = StopRequest(parts.run.announce)
         self.step = 0
         self._unlogged: dict[str, float] | None = None
+        self._started = False
         self.total_steps = config.trainer.total_training_steps or (
             config.trainer.total_epochs * parts.loader.batches_per_epoch
         )
@@ -107,36 +108,48 @@ class RLTrainer:
         with asyncio.Runner() as runner, self._stop.installed():
             runner.run(self._fit(resume_from))
         if self._stop.requested and self.step < self.total_steps:
-            self._save()
+            self.save()
             raise KeyboardInterrupt
 
     async def _fit(self, resume_from: Path | None) -> None:
+        try:
+            await self.begin(resume_from)
+            while self.step < self.total_steps and not self._stop.requested:
+                await self._train_step()
+        except Interrupted:
+            pass
+        finally:
+            await self.end()
+
+    async def begin(self, resume_from: Path | None) -> None:
+        """Load a checkpoint if there is one, start sampling, validate if that is due."""
         enough = self._config.actor_rollout_ref.rollout.min_group
         groups, sampling = self._parts.groups, self._parts.sampling
+        if resume_from is not None:
+            self._load(resume_from)
+        self._sampler.start(lambda told: groups.rollouts(sampling, told, enough=enough))
+        self._started = True
+        if resume_from is None and self._config.trainer.val_before_train:
+            self._unlogged = {}
+        self._parts.run.expect(self.total_steps)
+        await self._publish_weights()
+        await self._finish_step()
+
+    async def advance(self) -> tuple[dict[str, float], list[Trajectory]]:
+        """One step after :meth:`begin`: its metrics and every trajectory sampled for it."""
+        return await self._train_step()
+
+    async def end(self) -> None:
+        """Stop what is under way and release the engine; what had finished is stored."""
         try:
-            if resume_from is not None:
-                self._load(resume_from)
-            self._sampler.start(lambda told: groups.rollouts(sampling, told, enough=enough))
-            try:
-                await self._train(fresh=resume_from is None)
-            except Interrupted:
-                pass
-            finally:
+            if self._started:
+                self._started = False
                 await self._sampler.close(self.step)
         finally:
             await self._parts.groups.close()
             await self._parts.engine.close()
 
-    async def _train(self, *, fresh: bool) -> None:
-        if fresh and self._config.trainer.val_before_train:
-            self._unlogged = {}
-        self._parts.run.expect(self.total_steps)
-        await self._publish_weights()
-        await self._finish_step()
-        while self.step < self.total_steps and not self._stop.requested:
-            await self._train_step()
-
-    async def _train_step(self) -> None:
+    async def _train_step(self) -> tuple[dict[str, float], list[Trajectory]]:
         clock = Clock()
         with clock("gen"):
             sample = await self._stop.guard(self._sampler.gather(self.step))
@@ -153,11 +166,13 @@ class RLTrainer:
         self.step += 1
         with clock("update_weights"):
             metrics |= await self._publish_weights()
-        self._unlogged = metrics | _throughput(sample, clock)
+        metrics |= _throughput(sample, clock)
+        self._unlogged = dict(metrics)
         await self._finish_step()
         due = self._is_due(self._config.trainer.save_freq)
         if due or self._parts.checkpoints.overdue:
-            self._save(passing=not due)
+            self.save(passing=not due)
+        return metrics, sample.everything
 
     async def _compute(self, work: Callable[[], T]) -> T:
         """Run the learner: beside the sampler in a thread, or where it is without overlap."""
@@ -170,7 +185,7 @@ class RLTrainer:
         return metrics
 
     async def _finish_step(self) -> None:
-        """Validate if it is time to, and log. An interrupted validation is owed: see _save."""
+        """Validate if it is time to, and log. An interrupted validation is owed: see save."""
         if self._unlogged is None:
             return
         if self._is_due(self._config.trainer.test_freq):
@@ -213,7 +228,7 @@ class RLTrainer:
         self._parts.run.store_validation(trajectories, step=self.step)
         return validation_metrics(trajectories)
 
-    def _save(self, *, passing: bool = False) -> None:
+    def save(self, *, passing: bool = False) -> None:
         """Everything that the next step depends on, and what is still to be logged of this one."""
         parts = self._parts
         state = {
