@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,12 +181,20 @@ class _LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for ``work``; an interrupt cancels it and is raised when it has ended."""
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        task: asyncio.Task[T] | None = None
+
+        async def known() -> T:
+            nonlocal task
+            task = asyncio.current_task()
+            return await work
+
+        future: Future[T] = asyncio.run_coroutine_threadsafe(known(), self._loop)
         try:
             return future.result()
         except KeyboardInterrupt:
-            future.cancel()
-            asyncio.run_coroutine_threadsafe(asyncio.sleep(0), self._loop).result()
+            if task is not None:
+                self._loop.call_soon_threadsafe(task.cancel)
+            wait([future])
             raise
 
     def close(self) -> None:
