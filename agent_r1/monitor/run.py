@@ -31,6 +31,7 @@ from agent_r1.config.load import to_yaml
 from agent_r1.config.section import Section
 from agent_r1.errors import ConfigError
 from agent_r1.monitor.console import Display, Progress, QuietDisplay, make_display
+from agent_r1.monitor.health import HealthMonitor
 from agent_r1.monitor.jsonl import JsonlFile, json_number, read_jsonl
 from agent_r1.monitor.loggers import BackgroundLogger, RunInfo, make_loggers
 from agent_r1.monitor.provenance import now, provenance
@@ -69,6 +70,7 @@ class RunFolder:
         self._complaints: set[str] = set()
         self._shown_generations = shown_generations
         self._logged = False
+        self._health = HealthMonitor()
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
@@ -121,6 +123,9 @@ class RunFolder:
         """Forget what was written after ``step``: the run is about to repeat it."""
         self._metrics.rewind(step)
         self._trajectories.rewind(step)
+        self._health = HealthMonitor()
+        for line in load_metrics(self.path / METRICS_FILE):
+            self._health.add(line)
         self._record.continue_from(step, self._changes)
         changed = [f"  {change}" for change in self._changes]
         said = f", from here on with {len(changed)} changed settings:" if changed else ""
@@ -144,6 +149,8 @@ class RunFolder:
         for logger in self._loggers:
             logger.log(numbers, step)
         self._display.log(numbers, step)
+        for finding in self._health.add(numbers):
+            self.announce(f"step {step}: {finding.sentence}")
 
     def store(self, trajectories: Sequence[Trajectory], *, step: int) -> None:
         """Record the training trajectories of a step, complete."""

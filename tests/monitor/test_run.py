@@ -282,3 +282,18 @@ def test_a_message_may_come_from_a_signal_handler(tmp_path):
             signal.signal(signal.SIGALRM, previous)
             run.close()
     assert len(load_metrics(tmp_path / "metrics.jsonl")) == 199
+
+
+def test_what_looks_wrong_is_announced_once_and_a_resume_remembers_it(tmp_path):
+    healthy, collapsed = {"actor/entropy": 1.0}, {"actor/entropy": 0.05}
+    before, after = Told(), Told()
+    with RunFolder(tmp_path, Config(), display=before) as run:
+        for step in range(1, 9):
+            run.log(healthy if step <= 5 else collapsed, step=step)
+    # of the five steps 4 to 8 three have collapsed
+    assert [m.split(": ")[:2] for m in before.messages] == [["step 8", "entropy collapse"]]
+    with RunFolder(tmp_path, Config(), display=after) as run:
+        run.rewind(7)
+        for step in (8, 9):
+            run.log(collapsed, step=step)
+    assert [m.split(": ")[:2] for m in after.messages[1:]] == [["step 8", "entropy collapse"]]

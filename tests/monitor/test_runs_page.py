@@ -17,19 +17,33 @@ def trajectory(value):
     return dataclasses.replace(made, reward=Reward(value, {"accuracy": max(value, 0.0)}))
 
 
+def examples():
+    return re.findall(r"```python\n(.*?)```", PAGE, re.S)
+
+
 def test_the_example_reads_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with RunFolder(Path("run"), Config()) as run:
         batch = [trajectory(1.0), trajectory(-1.0)]
         run.store(batch, step=1)
         run.log(rollout_metrics(batch), step=1)
-    (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    example = examples()[0]
     exec(compile(example, "docs/runs.md", "exec"), {})
     assert capsys.readouterr().out.splitlines() == [
         "1 0.5",
         "<code>1</code>1answer",
         "<code>1</code>answer",
     ]
+
+
+def test_the_example_tells_what_began_to_look_wrong(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with RunFolder(Path("run"), Config()) as run:
+        for step in range(1, 6):
+            run.log({"tool/success": 0.2}, step=step)
+    exec(compile(examples()[1], "docs/runs.md", "exec"), {})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("5 tool errors: only 20% of the tool calls succeed.")
 
 
 def test_the_rollout_metrics_of_the_page_exist():
