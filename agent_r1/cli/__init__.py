@@ -241,13 +241,35 @@ def export(
     click.echo(f"{source} → {target}")
 
 
-@cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def plot(run: Path) -> None:
-    """Draw the curves of a RUN folder into its curve.png."""
+@cli.command(
+    examples="""
+agent-r1 plot runs/my/run
+agent-r1 plot runs/my/seed* --metrics rollout/success --metrics 'val-core/*' --out seeds.svg
+"""
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--metrics", multiple=True, help="A metric, * as in a shell; may be repeated.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf (with --metrics)."
+)
+def plot(runs: Sequence[Path], metrics: Sequence[str], out: Path | None) -> None:
+    """Draw the curves of each of RUNS into its curve.png, or metrics of all into one picture.
+
+    With --metrics, runs that differ in seeds and names alone share a line and a band from
+    the smallest to the largest value.
+    """
+    if metrics:
+        from agent_r1.monitor.compare import plot_metrics
+
+        target = out or Path("metrics.png")
+        drawn = plot_metrics(runs, metrics, target)
+        return click.echo(f"{', '.join(drawn)} of {len(runs)} runs → {target}")
+    if out is not None:
+        raise click.UsageError("--out goes with --metrics; curve.png stays in the run's folder")
     from agent_r1.monitor.plot import plot_curve
 
-    click.echo(str(plot_curve(run)))
+    for run in runs:
+        click.echo(str(plot_curve(run)))
 
 
 @cli.group()

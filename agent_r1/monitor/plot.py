@@ -131,7 +131,7 @@ def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> Non
     for series, points in drawn:
         target = right if series.right and right is not None else axis
         handles.append(_draw_series(target, series, points))
-    _dress(axis, panel, percent=panel.share and has_left)
+    dress(axis, panel.title, percent=panel.share and has_left)
     if right is not None:
         _dress_right(right, next(series for series, _ in drawn if series.right))
     if not (panel.share and has_left):
@@ -181,21 +181,22 @@ def _draw_series(axis: Any, series: Series, points: Sequence[tuple[float, float]
         return line
     axis.plot(x, y, color=series.colour, linewidth=0.8, alpha=0.28)
     dash = (0, (4, 2)) if series.right else "solid"
-    (line,) = axis.plot(x, _smooth(y), linewidth=1.8, linestyle=dash, **style)
+    (line,) = axis.plot(x, smooth(y), linewidth=1.8, linestyle=dash, **style)
     return line
 
 
-def _smooth(values: Sequence[float]) -> list[float]:
+def smooth(values: Sequence[float]) -> list[float]:
     """Centred running mean over about a twentieth of the run."""
     half = max(1, len(values) // 40)
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     return [sum(window) / len(window) for window in windows]
 
 
-def _dress(axis: Any, panel: PanelSpec, *, percent: bool) -> None:
+def dress(axis: Any, title: str, *, percent: bool = False) -> None:
+    """Title, axis of steps and grid of a panel."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axis.set_title(panel.title, loc="left", fontsize=11, fontweight="bold", color=_INK)
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
     axis.set_xlabel("training step", fontsize=8, color=_MUTED, loc="right")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axis.grid(axis="y", color=_GRID, linewidth=0.8)

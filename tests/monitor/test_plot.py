@@ -120,7 +120,7 @@ def test_a_folder_without_metrics_is_an_error(tmp_path):
 
 
 def test_the_running_mean_keeps_a_constant_and_the_length():
-    assert plot._smooth([2.0] * 50) == [2.0] * 50
-    smooth = plot._smooth([float(i % 2) for i in range(200)])
+    assert plot.smooth([2.0] * 50) == [2.0] * 50
+    smooth = plot.smooth([float(i % 2) for i in range(200)])
     assert len(smooth) == 200
     assert all(math.isclose(value, 0.5, abs_tol=0.1) for value in smooth[10:-10])
