@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 export PYTHON
 
-.PHONY: help install install-dev quickstart test test-slow lint docs lock clean gpu-wheels
+.PHONY: help install install-dev quickstart test test-slow lint docs site lock clean gpu-wheels
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -38,6 +38,10 @@ gpu-wheels:  ## Wheels for a machine with a GPU and no network, to .whl
 
 docs: $(VENV)/.installed-dev  ## Regenerate the generated pages
 	$(BIN)/python -m agent_r1.config.docs docs/configuration.md
+
+site: $(VENV)/.installed-dev  ## Build the documentation site into build/site
+	$(BIN)/pip install -q -e '.[site]'
+	$(BIN)/mkdocs build --strict
 
 lock: $(VENV)/.installed-dev  ## Renew the locked dependencies
 	scripts/lock.sh $(BIN)

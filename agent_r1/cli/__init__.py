@@ -1,4 +1,4 @@
-"""The command ``agent-r1``: wiring between the command line and the rooms, nothing else.
+"""The command ``agent-r1``: wiring between the command line and the packages, nothing else.
 
 A command imports what it runs after its configuration has been read, so that help and
 mistakes in a configuration come back at once.

@@ -304,7 +304,7 @@ def usable(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 def require_usable(trajectories: Sequence[Trajectory], max_failed_share: float) -> list[Trajectory]:
     """The usable trajectories, or :class:`RolloutFailed` when too many are not.
 
-    A few failures are the weather; a persistent share means that a tool, the sandbox, the
+    A few failures are to be expected; a persistent share means that a tool, the sandbox, the
     engine or the reward is broken, and training on what is left would mislead.
     """
     good = usable(trajectories)

@@ -1,4 +1,4 @@
-"""From a configuration to a running trainer: the one place where rooms are connected.
+"""From a configuration to a running trainer: the one place where the packages are connected.
 
 Everything that can be wrong is looked at in the order of its cost: names before files,
 files before the tokenizer, the tokenizer before the weights.

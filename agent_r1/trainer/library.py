@@ -56,7 +56,8 @@ class Trainer:
         env: an environment, or its class.
         reward: a function of a trajectory that returns a number or a :class:`Reward`. It is
             called in this process, without a time limit.
-        data, validation: tasks, or mappings with ``prompt`` and ``answer``.
+        data: tasks, or mappings with ``prompt`` and ``answer``.
+        validation: the same, to validate on.
 
     Works where an event loop is running, as in a notebook: the run has a thread of its own.
     Ctrl-C in :meth:`step` or :meth:`fit` cancels sampling, or waits for the update under way, and
