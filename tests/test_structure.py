@@ -25,7 +25,7 @@ ROWS = [
     ("models",),
     ("rollout",),
     ("monitor",),
-    ("viewer",),
+    ("viewer", "runs"),
     ("trainer",),
     ("distributed",),
     ("recipes",),

@@ -1,0 +1,100 @@
+"""Runs as data frames, for notebooks: ``load("runs/my/run").metrics()``.
+
+Frames are those of pandas, which ``pip install 'agent-r1[notebook]'`` brings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent_r1.errors import ConfigError, DataError
+from agent_r1.monitor.metrics import succeeded
+from agent_r1.monitor.records import StoredTrajectory, read_stored
+from agent_r1.monitor.run import METRICS_FILE, TRAJECTORIES_FILE, load_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The folder of a run or of an evaluation. Every call reads the files anew."""
+
+    path: Path
+
+    def metrics(self) -> Any:
+        """``pandas.DataFrame`` with the steps as index and one column for each metric.
+
+        A step without a metric has NaN there.
+
+        Raises:
+            DataError: the folder has no metrics, as an evaluation's has none.
+        """
+        pandas = _pandas()
+        lines = load_metrics(self.path / METRICS_FILE)
+        steps = pandas.Index([int(line.pop("step")) for line in lines], name="step", dtype="int64")
+        return pandas.DataFrame(lines, index=steps)
+
+    def trajectories(self, *, text: bool = False) -> Any:
+        """``pandas.DataFrame`` with one row for each trajectory, in the order of the file.
+
+        ``reward`` is NaN where there was none, and ``reward/<part>`` holds its parts. Lengths
+        are in tokens, times in seconds. ``text`` adds what was written, which may be large:
+        ``model_text`` is the model's, ``transcript`` has the environment's as well.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        rows = (_row(stored, text) for stored in read_stored(self.path / TRAJECTORIES_FILE))
+        return _pandas().DataFrame(rows)
+
+
+def load(path: Path | str) -> Run:
+    """The run in a folder, which may still be training.
+
+    Raises:
+        DataError: the folder has neither metrics nor trajectories.
+    """
+    folder = Path(path)
+    if not any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORIES_FILE)):
+        raise DataError(
+            f"{folder} is no run: it has neither {METRICS_FILE} nor {TRAJECTORIES_FILE}; give "
+            "the folder that training or evaluation wrote"
+        )
+    return Run(folder)
+
+
+def _row(stored: StoredTrajectory, text: bool) -> dict[str, Any]:
+    trajectory = stored.trajectory
+    reward, calls = trajectory.reward, trajectory.tool_calls
+    row = {
+        "step": stored.step,
+        "split": stored.split,
+        "id": trajectory.id,
+        "group_id": trajectory.group_id,
+        "index": trajectory.index,
+        "task_id": trajectory.task.id,
+        "data_source": trajectory.task.data_source,
+        "outcome": trajectory.outcome.value,
+        "error": trajectory.error,
+        "reward": float("nan") if reward is None else reward.value,
+        "success": succeeded(trajectory),
+        "turns": len(trajectory.turns),
+        "response_length": trajectory.response_length,
+        "observation_length": sum(len(turn.observation_ids) for turn in trajectory.turns),
+        "tool_calls": len(calls),
+        "tool_errors": sum(not call.success for call in calls),
+        "seconds": trajectory.seconds,
+    }
+    if reward is not None:
+        row |= {f"reward/{name}": value for name, value in reward.parts.items()}
+    if text:
+        row |= {"model_text": trajectory.model_text, "transcript": trajectory.transcript}
+    return row
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ConfigError("frames need pandas: pip install 'agent-r1[notebook]'") from error
+    return pandas
