@@ -130,9 +130,8 @@ _PLAIN_SIDE = re.compile(r"\s*([+-]?\d+(?:\.\d+)?(?:/0*[1-9]\d*)?)\s*")
 
 def is_false_equation(text: str) -> bool:
     """``5 = 6``: numbers that are said to be equal and are not. Whatever it proves is no answer."""
-    sides = [_PLAIN_SIDE.fullmatch(side) for side in text.split("=")]
-    values = {Fraction(side[1]) for side in sides if side}
-    return len(sides) > 1 and all(sides) and len(values) > 1
+    values = {Fraction(side[1]) for side in map(_PLAIN_SIDE.fullmatch, text.split("=")) if side}
+    return len(values) > 1
 
 
 _BASE = re.compile(r"\(?([0-9A-Za-z]+)\)?_\{?(?:\\text\{)?\s*(\d{1,2})\s*\}?\}?")
@@ -158,13 +157,17 @@ def without_modulus(text: str) -> tuple[str, int | None]:
 
 
 _DENIAL = re.compile(
-    r"\b(?:not|never|isn't|wrong|incorrect|neither|except)\b|\\(?:ne|neg|not|lnot)(?![a-zA-Z])",
+    r"\b(?:not|never|isn't|wrong|incorrect|neither|except)\b"
+    r"|\\(?:ne|neg|not|lnot|to|rightarrow|Rightarrow|implies|mapsto)(?![a-zA-Z])|[-=]>",
     re.IGNORECASE,
 )
 
 
 def denies(answer: str, reference: str) -> bool:
-    r"""The answer says what it is not, and the reference does not. ``x \ne 1`` is a set."""
+    r"""The answer denies, or passes from one thing to another; the reference does not.
+
+    ``x \ne 1`` is a set and denies nothing.
+    """
     return bool(
         _DENIAL.search(answer) and not _DENIAL.search(reference) and not as_intervals(answer)
     )
@@ -173,7 +176,7 @@ def denies(answer: str, reference: str) -> bool:
 # --- choices -----------------------------------------------------------------------------
 
 _CHOICE = re.compile(
-    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?:?\s*)?"
+    r"(?:(?:[Tt]he )?(?:correct )?(?:option|choice|answer)(?: is)?:?\s*)?"
     r"(?:\(\s*(?P<bracketed>[A-J])\s*\)|(?P<bare>[A-J])(?=\s*(?:[.):]|$)))"
     r"\s*[.):]?\s*(?P<rest>.*)",
     re.DOTALL,
