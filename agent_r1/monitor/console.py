@@ -27,6 +27,7 @@ Progress = Callable[[int], None]
 _HISTORY = 48
 _MESSAGES = 3
 _SECONDS_PER_LINE = 1.0
+_LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +107,16 @@ class QuietDisplay:
 
 @dataclass(slots=True)
 class PlainDisplay:
-    """One line per step; of steps that take a fraction of a second, about one line a second."""
+    """One line per step, with about how much time is left.
+
+    Steps that take less than a second on average share lines: at most one a second and one
+    for each tenth of the run, at least one a minute, and one for each validation of a policy.
+    """
 
     console: Console
     total_steps: int | None = None
+    _seconds: float = 0.0
+    _steps: int = 0
     _unshown_seconds: float = 0.0
 
     def begin(self, title: str, where: str) -> None:
@@ -134,19 +141,33 @@ class PlainDisplay:
         ]
         shown += [f"{_val_label(k)} {v:.3f}" for k, v in metrics.items() if k.startswith(_CORE)]
         of = f"/{self.total_steps}" if self.total_steps else ""
+        if self.total_steps and self._seconds and step < self.total_steps:
+            left = self._seconds / self._steps * (self.total_steps - step)
+            shown.append(f"about {_clock_time(left)} left")
         self._line("  ".join([f"step {step}{of}", *shown]))
 
     def end(self) -> None:
         pass
 
     def _is_skipped(self, metrics: Mapping[str, float], step: int) -> bool:
-        """Decided by the steps' own times; the first, the last and validations are shown."""
-        self._unshown_seconds += metrics.get("timing_s/step", _SECONDS_PER_LINE)
-        marked = step in (0, 1, self.total_steps) or any("val" in key for key in metrics)
-        if marked or self._unshown_seconds >= _SECONDS_PER_LINE:
+        """Decided by the steps' own times, so that two runs of a machine read alike."""
+        seconds = metrics.get("timing_s/step")
+        if seconds is not None:
+            self._seconds, self._steps = self._seconds + seconds, self._steps + 1
+        self._unshown_seconds += _SECONDS_PER_LINE if seconds is None else seconds
+        marked = step in (0, 1, self.total_steps) or any(k.startswith(_CORE) for k in metrics)
+        if marked or self._unshown_seconds >= self._pause(step):
             self._unshown_seconds = 0.0
             return False
         return True
+
+    def _pause(self, step: int) -> float:
+        """Seconds without a line that are due to end at ``step``."""
+        quick = self._steps > 0 and self._seconds / self._steps < _SECONDS_PER_LINE
+        if not quick or not self.total_steps:
+            return _SECONDS_PER_LINE
+        tenth = step * 10 // self.total_steps != (step - 1) * 10 // self.total_steps
+        return _SECONDS_PER_LINE if tenth else _LONGEST_PAUSE
 
     def _line(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

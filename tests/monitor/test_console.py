@@ -94,8 +94,9 @@ def test_without_a_terminal_there_is_one_plain_line_per_step():
     assert file.getvalue().splitlines() == [
         "p · e → runs/x",
         "step 1/60  success 50.0%  reward -0.250  calls a tool 100.0%  response tokens 42  "
-        "seconds per step 2.0  val gsm8k accuracy 0.750  val gsm8k reward mean@4 0.500",
-        "step 2/60  train loss 0.5000",
+        "seconds per step 2.0  val gsm8k accuracy 0.750  val gsm8k reward mean@4 0.500  "
+        "about 1:58 left",  # 59 steps of 2 seconds
+        "step 2/60  train loss 0.5000  about 1:56 left",
     ]
 
 
@@ -108,6 +109,30 @@ def test_of_quick_steps_there_is_about_one_line_a_second():
         display.log({"timing_s/step": 0.4} | extra, step)
     shown = [line.split("/")[0] for line in file.getvalue().splitlines()]
     assert shown == ["step 1", "step 4", "step 7", "step 9"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"),
+    [(0.4, [1, *range(20, 201, 20)]), (1.5, range(1, 201)), (0.004, [1, 200])],
+)
+def test_of_quick_steps_there_is_a_line_for_each_tenth_of_the_run(seconds, steps):
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    display.expect(200)
+    for step in range(1, 201):
+        display.log({"timing_s/step": seconds, "val/loss": 0.5}, step)
+    shown = [line.split("/")[0] for line in file.getvalue().splitlines()]
+    assert shown == [f"step {step}" for step in steps]
+
+
+def test_of_a_long_run_of_quick_steps_there_is_a_line_a_minute():
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    display.expect(100_000)
+    for step in range(1, 1000):
+        display.log({"timing_s/step": 0.5}, step)
+    shown = [line.split("/")[0] for line in file.getvalue().splitlines()]
+    assert shown == [f"step {step}" for step in (1, *range(121, 1000, 120))]
 
 
 def test_messages_go_to_standard_error(capfd):
