@@ -7,8 +7,10 @@ import torch
 
 from agent_r1.config.policy import ActorConfig, OptimConfig
 from agent_r1.models.lora import add_lora
+from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.worker import LocalWorker
 
+from .test_rl import assert_equal, final_state, lines, run_of
 from .test_worker import advantages_of, make_batch, model, weights
 
 
@@ -115,3 +117,44 @@ def test_eight_bit_moments_stay_close_to_exact_ones(tmp_path):
     train(eight, 1)
     train(again, 1)
     torch.testing.assert_close(weights(again), weights(eight), rtol=0, atol=1e-7)
+
+
+WHOLE_RUNS = {
+    "adapters, KL to their base": [
+        "actor_rollout_ref.model.lora_rank=4",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+    ],
+    "adapters of policy and critic": [
+        "algorithm.adv_estimator=gae",
+        "actor_rollout_ref.model.lora_rank=4",
+        "critic.model.lora_rank=4",
+    ],
+    "bfloat16, offloaded": [
+        "actor_rollout_ref.model.dtype=bfloat16",
+        "actor_rollout_ref.actor.optim.offload=true",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.ref.offload=true",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_RUNS)
+def test_a_run_resumes_to_the_same_numbers_and_exports_a_plain_policy(toy_config, name):
+    from transformers import AutoModelForCausalLM
+
+    settings = [*WHOLE_RUNS[name], "trainer.test_freq=-1", "data.val_files=[]"]
+    whole = run_of(toy_config, *settings, run="whole")
+    run_of(toy_config, *settings, "trainer.total_training_steps=2", run="parts")
+    parts = run_of(toy_config, *settings, run="parts")
+    assert_equal(final_state(whole), final_state(parts))
+    assert lines(whole, "metrics.jsonl") == lines(parts, "metrics.jsonl")
+    metrics = lines(whole, "metrics.jsonl")
+    limit = 0.1 if "bfloat16" in name else 1e-4
+    assert all(m["training/logprob_diff_mean"] < limit for m in metrics if m["step"])
+    policy = CheckpointStore(whole / "checkpoints").latest() / "policy"
+    plain = AutoModelForCausalLM.from_pretrained(policy)
+    start = AutoModelForCausalLM.from_pretrained(toy_config().actor_rollout_ref.model.path)
+    assert not torch.equal(
+        plain.model.layers[0].mlp.up_proj.weight, start.model.layers[0].mlp.up_proj.weight
+    )
+    assert (policy / "adapter").exists() == ("adapters" in name)
