@@ -73,7 +73,7 @@ def test_a_resumed_run_loses_no_task_and_trains_on_none_twice(toy_config):
     run = stopped.trainer.run_dir
     owed = final_state(run)["sampler"]["supply"]["line"]
     assert owed  # groups were under way when the run was stopped
-    run_of(toy_config, *settings, SLOW)
+    run_of(toy_config, *settings, SLOW, "trainer.accept_changes=true")
     groups = {s.trajectory.group_id: s for s in stored(run)}
     trained = [s.trajectory.task.id for s in groups.values()]
     whole = collections.Counter(trained)
