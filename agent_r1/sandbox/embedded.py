@@ -243,6 +243,7 @@ def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_En
         slot.limit(request.limits.memory_bytes, request.limits.processes)
     except OSError as error:  # the slot's tier was killed, and its group is already cleared away
         raise SlotLost(f"the slot's control group is gone: {error}") from error
+    slot.ran_out()  # kills of earlier runs are no matter of this one
     exchange = Exchange(slot.channel, request, job, flags)
     try:
         yield exchange

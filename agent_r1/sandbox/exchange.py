@@ -23,6 +23,8 @@ _CHUNK: Final = 65536
 _PIPE_CHUNKS: Final = 32
 _GRACE: Final = 5.0
 """Seconds past the wall clock after which init is taken for dead."""
+_CPU_TICK: Final = 0.1
+"""Seconds by which the kernel may send SIGXCPU before the accounts show the limit."""
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _NO_MEMORY: Final = re.compile(r"^(?:[\w.]*MemoryError\b|terminate called.*std::bad_alloc)")
 
@@ -97,19 +99,24 @@ class Exchange:
         self._cpu = math.inf if flags & messages.SESSION else job.payload["cpu_seconds"]
         self._stopping = False
         self._fetched = -1
-        out, out_end = os.pipe2(os.O_CLOEXEC)
-        err, err_end = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(out, False)
-        os.set_blocking(err, False)
+        self._names = {name: path for path in job.payload["fetch"] if (name := _file_name(path))}
         cap = request.limits.output_bytes
-        self.out, self.err = Stream(out, cap), Stream(err, cap)
-        sent = [out_end, err_end]
+        self.out, self.err = Stream(-1, cap), Stream(-1, cap)
+        sent: list[int] = []
         try:
+            for stream in (self.out, self.err):
+                stream.descriptor, end = os.pipe2(os.O_CLOEXEC)
+                sent.append(end)
+                os.set_blocking(stream.descriptor, False)
+                os.fchmod(end, 0o222)  # a program may open /dev/stdout, whoever it is
             sent.insert(0, sealed_memory("job", marshal.dumps(job.payload)))
-            self._send(request.stdin, bool(job.payload["fetch"]), flags, sent)
+            self._send(request.stdin, bool(self._names), flags, sent)
         except OSError as error:
             self.close()
             raise SlotLost(f"the sandbox process is gone: {error}") from error
+        except BaseException:
+            self.close()
+            raise
         finally:
             for descriptor in sent:
                 os.close(descriptor)
@@ -117,7 +124,7 @@ class Exchange:
     def _send(self, stdin: str, fetch: bool, flags: int, sent: list[int]) -> None:
         if stdin:
             flags |= messages.STDIN
-            sent.append(sealed_memory("stdin", stdin.encode("utf-8", "surrogateescape")))
+            sent.append(sealed_memory("stdin", _encoded(stdin)))
         if fetch:
             flags |= messages.FETCH
             self._fetched = os.memfd_create("files", os.MFD_CLOEXEC)
@@ -238,8 +245,28 @@ class Exchange:
         if self._fetched < 0:
             return {}
         data = os.pread(self._fetched, os.fstat(self._fetched).st_size, 0)
-        found: dict[str, bytes] = marshal.loads(data) if data else {}
-        return found
+        found = messages.unpack_files(data, len(self._names))
+        if found is None:
+            raise SandboxError("the files of a program could not be collected")
+        return {
+            self._names[name]: content for name, content in found.items() if name in self._names
+        }
+
+
+def _file_name(path: str) -> bytes | None:
+    """The name as the file system has it; None for one that no file can have."""
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        return None
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; text out of JSON may hold halves of surrogate pairs, which go through as they are."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _late(done: asyncio.Future[None]) -> None:
@@ -252,14 +279,16 @@ def judge(
 ) -> tuple[RunStatus, int | None]:
     """Status and exit code of a run from what init and the kernel say about it.
 
-    At its CPU limit a program gets SIGXCPU and, if it ignores that, SIGKILL a second later.
+    At its CPU limit a program gets SIGXCPU and, if it ignores that, SIGKILL a second later. One
+    that sends itself the signal before has not run out of time.
     """
     code = os.waitstatus_to_exitcode(report.wait_status)
     if overflowed:  # also when time was up before it could be told to end
         return RunStatus.OUTPUT_LIMIT, code
     if report.reason == messages.TIMED_OUT:
         return RunStatus.TIMEOUT, None
-    if code == -signal.SIGXCPU or (code == -signal.SIGKILL and report.cpu_seconds > cpu_limit):
+    spent = report.cpu_seconds > cpu_limit - _CPU_TICK
+    if code in (-signal.SIGXCPU, -signal.SIGKILL) and spent:
         return RunStatus.TIMEOUT, None
     if ran_out or report.reason == messages.MEMORY:
         return RunStatus.MEMORY_LIMIT, code

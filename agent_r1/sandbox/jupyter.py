@@ -26,6 +26,11 @@ from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 
 CELLS_FILE = ".notebook_cells.json"
 RECORD_FILE = ".notebook_record.json"
+RECORD_BYTES = 4 << 20
+CELL_BYTES = 4 << 20
+MOST_RECORD_BYTES = 32 << 20
+"""Largest record that is read: the first, and the second for each cell, and never more than the
+third."""
 START_UP_SECONDS = 10.0
 """Added to ``total_timeout`` for the program around the cells, as SandboxFusion does."""
 DEFAULT = Limits()
@@ -91,13 +96,18 @@ def to_request(body: RunJupyterBody) -> RunRequest:
     return _with_file(request, CELLS_FILE, msgspec.json.encode(cells))
 
 
-def from_result(result: RunResult) -> RunJupyterResponse:
-    """The answer; without a usable record (killed, out of time) it is ``Failed``, without cells."""
+def from_result(result: RunResult, count: int) -> RunJupyterResponse:
+    """The answer to ``count`` cells.
+
+    Without a usable record (killed, out of time) it is ``Failed``, without cells; it is
+    ``Failed`` too when not all of them were run.
+    """
     response = wire.from_result(result)
     files = dict(response.files)
     files.pop(RECORD_FILE, None)
-    cells = _record(result.files)
-    complete = cells is not None and result.status is RunStatus.SUCCESS
+    cells = _record(result.files, count)
+    finished = cells is not None and len(cells) == count
+    complete = finished and result.status is RunStatus.SUCCESS
     return RunJupyterResponse(
         status="Success" if complete else "Failed",
         message=response.message,
@@ -114,10 +124,14 @@ def driver_source() -> str:
     return folder.joinpath("notebook_driver.py").read_text(encoding="utf-8")
 
 
-def _record(files: Mapping[str, bytes]) -> list[CellBody] | None:
+def _record(files: Mapping[str, bytes], count: int) -> list[CellBody] | None:
+    """What the driver wrote, if it is that: programs can write the file as well."""
+    data = files.get(RECORD_FILE, b"")
+    if len(data) > min(RECORD_BYTES + count * CELL_BYTES, MOST_RECORD_BYTES):
+        return None
     try:
-        return _record_decoder.decode(files[RECORD_FILE])
-    except (KeyError, msgspec.MsgspecError):
+        return _record_decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

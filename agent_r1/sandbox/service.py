@@ -80,11 +80,23 @@ class ServicePolicy:
     """The largest memory limit that a request may ask for."""
     output_bytes: int = 64 << 20
     """The largest output limit that a request may ask for."""
+    processes: int = 4096
+    """The largest number of processes that a request may ask for."""
+    file_bytes: int = 16 << 30
+    """The largest limit of files that a request may ask for."""
     token: str | None = None
     """Bearer token; ``None`` lets everybody in who reaches the address."""
 
     def __post_init__(self) -> None:
-        for name in ("queue_seconds", "body_bytes", "run_seconds", "memory_bytes", "output_bytes"):
+        for name in (
+            "queue_seconds",
+            "body_bytes",
+            "run_seconds",
+            "memory_bytes",
+            "output_bytes",
+            "processes",
+            "file_bytes",
+        ):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
         if self.slots is not None and self.slots < 1:
@@ -213,7 +225,7 @@ class SandboxService:
             result = await self._run(request, len(data), receive)
         except SandboxError as error:
             return self._broken(error, jupyter.RunJupyterResponse(status="SandboxError"))
-        response = jupyter.from_result(result)
+        response = jupyter.from_result(result, len(body.cells))
         response.executor_pod_name = self._pod
         return _Reply(wire.encode(response))
 
@@ -273,6 +285,9 @@ class SandboxService:
             ("compile_timeout", limits.compile_seconds, policy.run_seconds),
             ("memory_limit_MB", limits.memory_bytes / wire.MIB, policy.memory_bytes / wire.MIB),
             ("output_bytes", limits.output_bytes, policy.output_bytes),
+            ("processes", limits.processes, policy.processes),
+            ("file_bytes", limits.file_bytes, policy.file_bytes),
+            ("cpu_seconds", limits.cpu_seconds or 0.0, policy.run_seconds),
         ):
             if value > most:
                 text = f"{name} is {value:g}; this sandbox allows at most {most:g}"

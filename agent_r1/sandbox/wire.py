@@ -135,7 +135,7 @@ def decode_body(data: bytes, decoder: msgspec.json.Decoder[Body]) -> Body:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
         raise InvalidRequest(*_split(str(error))) from error
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from error
 
 

@@ -26,6 +26,8 @@ _MILLISECONDS = 1000
 _KILL_MILLISECONDS = 5
 _WATCH_SECONDS = 0.05
 """How often the memory of a tree is sampled, beginning with its second such interval."""
+_COLLECT_SECONDS = 3
+"""For reading the files that a job asks for; the host waits longer past the wall clock."""
 _INTERRUPT_SECONDS = 0.5
 """How long a session has to answer an interrupt before it is killed."""
 
@@ -234,7 +236,10 @@ class _Slot:
         return session.outcome()
 
     def _collect(self, descriptors: list[int]) -> None:
-        """Read the files that the job asks for, as unprivileged as the program was."""
+        """Read the files that the job asks for, as unprivileged as the program was.
+
+        What a collector that failed has written lacks its end, which the host looks for.
+        """
         child = os.fork()
         if child == 0:
             try:
@@ -242,4 +247,10 @@ class _Slot:
                 program.collect(job, descriptors[-1], self.file_bytes)
             finally:
                 os._exit(0)
+        ended = os.pidfd_open(child)
+        poller = select.poll()
+        poller.register(ended, select.POLLIN)
+        if not poller.poll(_COLLECT_SECONDS * _MILLISECONDS):
+            os.kill(child, signal.SIGKILL)  # stopped from outside: what it wrote is not whole
+        os.close(ended)
         os.waitpid(child, 0)

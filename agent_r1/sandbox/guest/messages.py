@@ -40,6 +40,44 @@ _SLOT = struct.Struct("<cI")
 _MAX: Final = 4096
 
 
+_FILES: Final = b"agent-r1 files\n"
+_ENTRY = struct.Struct("<IQ")
+_END: Final = _ENTRY.pack(0, 0)
+
+
+def pack_files(files: dict[bytes, bytes]) -> bytes:
+    """Names and contents, each with its length; an entry without a name ends the list."""
+    entries = [
+        piece
+        for name, content in files.items()
+        for piece in (_ENTRY.pack(len(name), len(content)), name, content)
+    ]
+    return b"".join([_FILES, *entries, _END])
+
+
+def unpack_files(data: bytes, limit: int) -> dict[bytes, bytes] | None:
+    """The inverse, for data that nobody vouches for: None if it is anything else.
+
+    Whatever the data, time and memory are bounded by their length. ``limit`` is the largest
+    number of entries.
+    """
+    found: dict[bytes, bytes] = {}
+    at = len(_FILES)
+    if data[:at] != _FILES:
+        return None
+    while len(data) - at >= _ENTRY.size:
+        name_length, size = _ENTRY.unpack_from(data, at)
+        at += _ENTRY.size
+        if not name_length:
+            return found if not size and at == len(data) else None
+        middle, end = at + name_length, at + name_length + size
+        if end > len(data) or len(found) == limit:
+            return None
+        found[data[at:middle]] = data[middle:end]
+        at = end
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What init must know of a run; everything else is read by the program's process."""

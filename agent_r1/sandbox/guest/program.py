@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import landlock, linux, processes, python
+from agent_r1.sandbox.guest import landlock, linux, messages, processes, python
 
 _state: dict[str, Any] = {}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -107,6 +107,7 @@ def confine(
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a slot's processes ignore
     threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
     _limit(job, memory_bytes)
+    _be_the_first_victim()
     if cpu_limited:
         cpu = job["cpu_seconds"]
         resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
@@ -115,6 +116,12 @@ def confine(
     place_files(job)
     started[0] = 1
     started.close()
+
+
+def _be_the_first_victim() -> None:
+    """When the machine runs out of memory the kernel shall not choose the trainer."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 def _limit(job: dict[str, Any], memory_bytes: int) -> None:
@@ -131,7 +138,8 @@ def _limit(job: dict[str, Any], memory_bytes: int) -> None:
     set_limit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
 
 
-def _drop_privileges() -> None:
+def _drop_privileges(*, dumpable: bool = True) -> None:
+    """``dumpable``: other processes of the same user may look into this one's ``/proc``."""
     user = _state["user"]
     if user is not None:
         if not _state["confined"]:
@@ -140,7 +148,7 @@ def _drop_privileges() -> None:
         os.setresuid(user, user, user)
     else:
         linux.drop_capabilities()
-        linux.prctl(linux.PR_SET_DUMPABLE, 1)
+        linux.prctl(linux.PR_SET_DUMPABLE, int(dumpable))
     if not _state["confined"]:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if _state["rules"] is not None:
@@ -165,18 +173,27 @@ def place_files(job: dict[str, Any]) -> None:
 
 
 def collect(job: dict[str, Any], descriptor: int, limit: int) -> None:
-    """Write ``{path: content}`` of the regular files among those asked for."""
-    _drop_privileges()
-    found: dict[str, bytes] = {}
+    """Write the regular files among those asked for, of ``limit`` bytes together.
+
+    Processes of the program may run beside this one: they must not get at its descriptors,
+    of which one is read by the host, so it is never dumpable.
+    """
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    _drop_privileges(dumpable=False)
+    found: dict[bytes, bytes] = {}
+    left = limit
     for path in job["fetch"]:
         try:
-            file = os.open(f"{_state['work']}/{path}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError:
+            name = os.fsencode(path)
+            place = os.path.join(os.fsencode(_state["work"]), name)
+            file = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
             continue
-        if stat.S_ISREG(os.fstat(file).st_mode):
-            with open(file, "rb") as stream:
-                found[path] = stream.read(limit)
-    view = memoryview(marshal.dumps(found))
+        with open(file, "rb") as stream:
+            if stat.S_ISREG(os.fstat(file).st_mode):
+                found[name] = stream.read(left)
+                left -= len(found[name])
+    view = memoryview(messages.pack_files(found))
     while view:
         view = view[os.write(descriptor, view) :]
 

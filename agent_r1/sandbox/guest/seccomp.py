@@ -105,6 +105,8 @@ _UNKNOWN: Final = {
     "msgctl": (71, 187),
     "semtimedop": (220, 192),
     "io_setup": (206, 0),
+    # A timer may send SIGCONT to a session that is stopped between its cells.
+    "timer_create": (222, 107),
     "mq_open": (240, 180),
     "mq_unlink": (241, 181),
     "memfd_create": (319, 279),
@@ -142,6 +144,8 @@ _FAMILIES_OWN_NETWORK: Final = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink
 _FAMILIES_NO_NETWORK: Final = (1,)
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _F_SETPIPE_SZ: Final = 1031
+_F_SETSIG: Final = 10
+"""Signals of its own choice on events of a descriptor: SIGCONT again."""
 
 _ARCH: Final = (0xC000003E, 0xC00000B7)
 _ALLOW: Final = 0x7FFF0000
@@ -222,6 +226,8 @@ def build_filter(*, own_network: bool = True, own_processes: bool = True) -> byt
     program += _when_number(
         _IOCTL[arch], [_argument(1), *_one_of(_TERMINAL_INJECTION, eperm, allow)]
     )
-    program += _when_number(_FCNTL[arch], [_argument(1), *_one_of((_F_SETPIPE_SZ,), eperm, allow)])
+    program += _when_number(
+        _FCNTL[arch], [_argument(1), *_one_of((_F_SETPIPE_SZ, _F_SETSIG), eperm, allow)]
+    )
     program.append(_op(_RETURN, _ALLOW))
     return b"".join(program)

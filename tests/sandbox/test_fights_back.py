@@ -1,0 +1,195 @@
+"""Programs that fight back: each once got something out of the sandbox, and must not again."""
+
+import marshal
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent_r1.errors import SandboxError
+from agent_r1.sandbox import jupyter, wire
+from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
+from agent_r1.sandbox.embedded import EmbeddedExecutor
+from agent_r1.sandbox.guest import messages
+from agent_r1.sandbox.service import ServicePolicy
+
+
+@pytest.fixture(scope="module")
+def executor():
+    with EmbeddedExecutor(workers=1) as made:
+        yield made
+
+
+def run(executor, code, **options):
+    limits = Limits(**options.pop("limits", {}))
+    return executor.run(RunRequest(code=code, limits=limits, **options))
+
+
+# --- what the host reads of a program -------------------------------------------------------
+
+
+@given(st.dictionaries(st.binary(min_size=1, max_size=9), st.binary(max_size=40), max_size=5))
+def test_files_survive_packing(files):
+    assert messages.unpack_files(messages.pack_files(files), 5) == files
+
+
+@given(st.binary(max_size=300), st.integers(0, 300))
+def test_no_bytes_at_all_make_the_reader_of_files_fail(data, cut):
+    whole = messages.pack_files({b"a": data})
+    for attempt in (data, whole[:cut], whole[:cut] + data, whole + b"x"):
+        found = messages.unpack_files(attempt, 3)
+        assert found is None or attempt == whole
+
+
+def test_what_once_crashed_the_host_is_no_list_of_files():
+    forged = marshal.dumps({"a": b"FORGED", "/etc/shadow": b"x"})
+    crash = b"{" + b"\xa8\x01\0\0\0r\0\0\0\0" + b"N" + b"0"
+    assert messages.unpack_files(forged, 9) is None
+    assert messages.unpack_files(crash, 9) is None
+
+
+def test_fetched_files_share_the_limit_and_odd_names_cost_only_themselves(executor):
+    code = "open('a', 'w').write('x' * 600000)\nopen('b', 'w').write('y' * 600000)"
+    found = run(
+        executor,
+        code,
+        limits={"file_bytes": 1 << 21},
+        fetch_files=("a", "b", "absent", "\ud800"),
+    )
+    assert {name: len(content) for name, content in found.files.items()} == {
+        "a": 600000,
+        "b": 600000,
+    }
+
+
+def test_a_session_cannot_find_the_collectors_memory(executor):
+    """A thread looks for it all the time; the collector reads files while it does."""
+    look = """
+import os, threading
+def look():
+    while True:
+        for pid in os.listdir('/proc'):
+            try:
+                for fd in os.listdir(f'/proc/{pid}/fd'):
+                    place = f'/proc/{pid}/fd/{fd}'
+                    if 'memfd:files' in os.readlink(place):
+                        os.pwrite(os.open(place, os.O_RDWR), b'FORGED' * 9, 0)
+            except OSError:
+                pass
+threading.Thread(target=look, daemon=True).start()
+open('a', 'w').write('true')
+"""
+    executor.run(RunRequest(code=look, session="forger", fetch_files=("a",)))
+    for _ in range(3):
+        result = executor.run(RunRequest(code="pass", session="forger", fetch_files=("a",)))
+        assert result.files == {"a": b"true"}
+    executor.close_session("forger")
+
+
+# --- sessions, counters ---------------------------------------------------------------------
+
+
+def test_no_timer_wakes_a_stopped_session(executor):
+    code = """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+timer = ctypes.c_void_p()
+print(libc.timer_create(1, None, ctypes.byref(timer)), ctypes.get_errno())
+import fcntl
+try:
+    fcntl.fcntl(0, 10, 18)
+    print('armed')
+except OSError as error:
+    print(error.errno)
+"""
+    result = run(executor, code)
+    assert result.stdout.split() == ["-1", "38", "1"], result
+
+
+def test_a_memory_kill_of_a_child_is_not_charged_to_the_next_program(executor):
+    greedy = """
+import os
+pids = []
+for _ in range(4):
+    pid = os.fork()
+    if pid == 0:
+        held = bytearray(96 << 20)
+        import time; time.sleep(1); os._exit(0)
+    pids.append(pid)
+for pid in pids:
+    os.waitpid(pid, 0)
+"""
+    run(executor, greedy, limits={"memory_bytes": 256 << 20})
+    after = run(executor, "import os; os.kill(os.getpid(), 9)")
+    assert after.status is RunStatus.KILLED
+
+
+def test_a_program_cannot_claim_to_have_run_out_of_time(executor):
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"
+    assert run(executor, code, limits={"cpu_seconds": 5}).status is not RunStatus.TIMEOUT
+    spins = run(executor, "while True: pass", limits={"cpu_seconds": 1, "wall_seconds": 8})
+    assert spins.status is RunStatus.TIMEOUT
+
+
+# --- right programs, and requests that are none ---------------------------------------------
+
+
+def test_the_standard_streams_can_be_opened_by_name(executor):
+    code = "open('/dev/stdout', 'w').write('out')\nopen('/dev/stderr', 'w').write('err')"
+    result = run(executor, code)
+    assert (result.status, result.stdout, result.stderr) == (RunStatus.SUCCESS, "out", "err")
+
+
+def test_requests_that_cannot_be_sent_leave_no_descriptor_behind(executor):
+    run(executor, "pass")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        with pytest.raises(Exception):  # noqa: B017  (whatever it is, it must leak nothing)
+            run(executor, "pass", limits={"file_bytes": 1 << 70})
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert run(executor, "print(input())", stdin="\ud800").status is not None
+    assert run(executor, "print(1)").stdout == "1\n"
+
+
+def test_the_service_bounds_every_number_of_a_request():
+    assert ServicePolicy().processes == 4096 and ServicePolicy().file_bytes == 16 << 30
+    with pytest.raises(Exception, match="processes"):
+        ServicePolicy(processes=0)
+
+
+@pytest.mark.parametrize("body", [b'{"code": "\xff"}', b"[" * 200_000, b'{"code": ' + b"[" * 9999])
+def test_bodies_that_are_no_json_are_the_clients_fault(body):
+    with pytest.raises(wire.InvalidRequest):
+        wire.decode_request(body)
+
+
+# --- notebooks ------------------------------------------------------------------------------
+
+
+def record(data, count):
+    result = RunResult(
+        status=RunStatus.SUCCESS,
+        stdout="",
+        stderr="",
+        exit_code=0,
+        files={jupyter.RECORD_FILE: data},
+    )
+    return jupyter.from_result(result, count)
+
+
+def test_a_record_of_fewer_cells_is_no_success():
+    assert record(b"[]", 0).status == "Success"
+    assert record(b"[]", 3).status == "Failed"
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff", b"[" + b" " * (9 << 20) + b"]", b"{}"])
+def test_a_record_of_any_size_and_depth_is_refused_quietly(data):
+    answer = record(data, 1)
+    assert (answer.status, answer.cells) == ("Failed", [])
+
+
+def test_the_error_of_a_failed_collection_is_one(monkeypatch, executor):
+    monkeypatch.setattr(messages, "unpack_files", lambda data, limit: None)
+    with pytest.raises(SandboxError, match="could not be collected"):
+        run(executor, "open('a', 'w')", fetch_files=("a",))
