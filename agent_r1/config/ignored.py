@@ -232,7 +232,7 @@ REPLACED_VALUES: dict[tuple[str, Any], tuple[Any, str]] = {
         "embedded",
         f"{engine} is no dependency here: the embedded engine samples",
     )
-    for engine in ("vllm", "sglang", "hf")
+    for engine in ("sglang", "hf")
 }
 """(key, value) → (the value that is used instead, why)."""
 

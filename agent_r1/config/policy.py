@@ -197,12 +197,42 @@ class ServerConfig(Section):
     field out."""
 
 
+class VLLMConfig(Section):
+    """vLLM servers that the trainer starts and supervises (``rollout.name=vllm``)."""
+
+    python: str | None = None
+    """Interpreter of the environment that vLLM is installed in, with agent_r1 beside it. null: the
+    trainer's own."""
+    replicas: PositiveInt = 1
+    """Servers, each with a copy of the model. More than one needs a device for each, which ``env``
+    or the machine gives."""
+    tensor_parallel_size: PositiveInt = 1
+    """GPUs of one server."""
+    quantization: str | None = None
+    """What vLLM quantises weights to when it loads them, such as ``fp8``. Log-probabilities then
+    differ from the trainer's: use ``rollout_correction``."""
+    enforce_eager: bool = True
+    """Skip compilation and CUDA graphs: starts sooner, decodes slower. false for long runs."""
+    sleep: bool = False
+    """Give the GPU's memory up while the trainer computes; for one GPU that both share."""
+    timeout_s: PositiveFloat = 300.0
+    """Longest wait for one completion, in seconds, after which the server counts as wedged and is
+    started anew."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Seconds in which a server must be ready."""
+    args: Names = ()
+    """Further words of ``vllm serve``'s command line."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Further environment variables of the servers."""
+
+
 class RolloutConfig(Section):
     """How trajectories are sampled in training."""
 
     name: str = "embedded"
-    """Generation engine: ``embedded``, a registered name or a dotted path; ``openai`` (a server,
-    see ``rollout.server``) for evaluation and chat."""
+    """Generation engine: ``embedded``; ``vllm`` (docs/scaling.md); ``auto`` (vLLM where there is a
+    GPU and vLLM is installed, else embedded); a registered name or a dotted path; ``openai`` (a
+    server, see ``rollout.server``) for evaluation and chat."""
     dtype: DType = "auto"
     """Type of the engine's matrix products. ``auto``: that of the weights. ``bfloat16`` on a CPU
     is much faster than ``float32`` and calls for ``actor.autocast=bfloat16``."""
@@ -254,6 +284,10 @@ class RolloutConfig(Section):
     """Share of failed trajectories (tool or engine) in a step above which the run stops."""
     val_kwargs: SamplingConfig = SamplingConfig()
     server: ServerConfig = ServerConfig()
+    vllm: VLLMConfig = VLLMConfig()
+    endpoints: Names = ()
+    """``vllm``: servers that run already, as ``http://host:port``, in place of starting any. They
+    must see the trainer's files (``/dev/shm`` or the temporary folder)."""
 
 
 class CriticModelConfig(Section):

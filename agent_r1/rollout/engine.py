@@ -62,6 +62,14 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class RestingEngine(Engine, Protocol):
+    """An engine that can give its memory up while nothing is sampled."""
+
+    async def rest(self) -> None:
+        """Until the next ``load_weights``. Does nothing where that is not configured."""
+
+
+@runtime_checkable
 class StreamingEngine(Engine, Protocol):
     """An engine that can be watched while it samples, for people who wait for an answer."""
 

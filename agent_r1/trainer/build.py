@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -315,9 +316,7 @@ def _add_adapters(model: Any, settings: ModelConfig | CriticModelConfig) -> None
 def model_loader(config: Config) -> Callable[..., Any]:
     """``load(path)`` with the device, the type and the safety that are configured."""
     model, default = config.actor_rollout_ref.model, pick_device(config.trainer.device)
-    dtype = model.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if default == "cuda" else "float32"
+    dtype = _dtype_name(config)
 
     def load(path: str, *, device: str | None = None) -> Any:
         return load_model(
@@ -329,6 +328,13 @@ def model_loader(config: Config) -> Callable[..., Any]:
         )
 
     return load
+
+
+def _dtype_name(config: Config) -> str:
+    dtype = config.actor_rollout_ref.model.dtype
+    if dtype == "auto":
+        return "bfloat16" if pick_device(config.trainer.device) == "cuda" else "float32"
+    return dtype
 
 
 def pick_device(device: str) -> str:
@@ -345,11 +351,26 @@ def pick_device(device: str) -> str:
 def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
     """The configured generation engine on the policy's weights."""
     rollout = config.actor_rollout_ref.rollout
-    return ENGINES.get(rollout.name)(
+    window = rollout.max_model_len or (
+        config.data.max_prompt_length + config.data.max_response_length
+    )
+    name = engine_name(config)
+    if name == "vllm":
+        from agent_r1.rollout.engines.vllm_open import open_vllm
+
+        return open_vllm(
+            rollout,
+            Path(config.actor_rollout_ref.model.path),
+            tokenizer=None,
+            max_model_len=window,
+            dtype=_dtype_name(config) if rollout.dtype == "auto" else rollout.dtype,
+            device=pick_device(config.trainer.device),
+            log_folder=config.trainer.run_dir,
+        )
+    return ENGINES.get(name)(
         model,
         tokenizer,
-        max_model_len=rollout.max_model_len
-        or config.data.max_prompt_length + config.data.max_response_length,
+        max_model_len=window,
         max_slots=rollout.max_num_seqs,
         memory_share=rollout.gpu_memory_utilization,
         deterministic=rollout.deterministic and not config.trainer.max_staleness,
@@ -357,6 +378,15 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
         dtype=None if rollout.dtype == "auto" else rollout.dtype,
         free_when_idle=rollout.free_cache_engine,
     )
+
+
+def engine_name(config: Config) -> str:
+    """``rollout.name`` with what ``auto`` stands for on this machine."""
+    name = config.actor_rollout_ref.rollout.name
+    if name != "auto":
+        return name
+    on_gpu = pick_device(config.trainer.device) == "cuda"
+    return "vllm" if on_gpu and find_spec("vllm") is not None else "embedded"
 
 
 def train_sampling(config: Config, env: BaseToolEnv) -> Sampling:

@@ -38,6 +38,8 @@ def open_policy(config: Config, env: BaseToolEnv) -> OpenedPolicy:
     codec = open_codec(config.actor_rollout_ref.model)
 
     def build_engine() -> Engine:
+        if build.engine_name(config) == "vllm":  # it reads the folder itself
+            return build.build_engine(config, None, codec.tokenizer)
         model = build.model_loader(config)(roles.model.path)
         check_vocabulary(model, codec.tokenizer)
         return build.build_engine(config, model, codec.tokenizer)

@@ -9,7 +9,7 @@ import time
 from torch import Tensor
 
 from agent_r1.errors import EngineError
-from agent_r1.rollout.engine import Engine, WeightSource
+from agent_r1.rollout.engine import Engine, RestingEngine, WeightSource
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +43,11 @@ class WeightPublisher:
         self._pause_s = pause_s
         self.version: int | None = None
         """What the engine serves."""
+
+    async def rest(self) -> None:
+        """The engine has nothing to sample before the next version: its memory may go."""
+        if isinstance(self._engine, RestingEngine):
+            await self._engine.rest()
 
     async def publish(self, version: int) -> dict[str, float]:
         """Have ``version`` served. Metrics: seconds, bytes, the version served, failures.

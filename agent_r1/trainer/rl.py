@@ -176,7 +176,10 @@ class RLTrainer:
 
     async def _compute(self, work: Callable[[], T]) -> T:
         """Run the learner: beside the sampler in a thread, or where it is without overlap."""
-        return await in_thread(work) if self._overlaps else work()
+        if self._overlaps:
+            return await in_thread(work)
+        await self._publisher.rest()
+        return work()
 
     async def _publish_weights(self) -> dict[str, float]:
         metrics = await self._publisher.publish(self.step)

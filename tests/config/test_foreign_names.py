@@ -33,7 +33,6 @@ PPO_RETOOL = [
     "actor_rollout_ref.actor.fsdp_config.optimizer_offload=False",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
     "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
-    "actor_rollout_ref.rollout.name=vllm",
     "actor_rollout_ref.rollout.stop_token_ids=[]",
     "actor_rollout_ref.rollout.gpu_memory_utilization=0.6",
     "actor_rollout_ref.rollout.n_repeat=5",

@@ -1,0 +1,89 @@
+"""From settings to vLLM servers: the command line, the environment, the fleet."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent_r1.config.policy import RolloutConfig, VLLMConfig
+from agent_r1.errors import ConfigError
+from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
+from agent_r1.rollout.engines.vllm_plugin import TRANSPORT
+from agent_r1.rollout.engines.vllm_process import VLLMProcess
+
+
+def open_vllm(
+    rollout: RolloutConfig,
+    model: Path,
+    *,
+    tokenizer: Path | None,
+    max_model_len: int,
+    dtype: str,
+    device: str,
+    log_folder: Path,
+) -> VLLMEngine:
+    """The engine of these settings. Nothing is started before it is first asked."""
+    settings = rollout.vllm
+    if rollout.endpoints:
+        replicas = [Replica(None, url, settings.timeout_s) for url in rollout.endpoints]
+    else:
+        if not model.is_dir():
+            raise ConfigError(
+                f"rollout.name=vllm reads a model folder, and {model} is none; download it first"
+            )
+        words = command(rollout, model, tokenizer or model, max_model_len, dtype)
+        environ = environment(settings, device)
+        replicas = [
+            Replica(
+                VLLMProcess(words, environ, log_folder / f"vllm-{number}.log"),
+                "",
+                settings.timeout_s,
+            )
+            for number in range(settings.replicas)
+        ]
+    return VLLMEngine(
+        replicas,
+        max_model_len=max_model_len,
+        start_timeout_s=settings.start_timeout_s,
+        sleeps=settings.sleep,
+    )
+
+
+def command(
+    rollout: RolloutConfig, model: Path, tokenizer: Path, max_model_len: int, dtype: str
+) -> Sequence[str]:
+    """``vllm serve`` but for host and port."""
+    settings = rollout.vllm
+    options = {
+        "--tokenizer": str(tokenizer),
+        "--dtype": dtype,
+        "--max-model-len": str(max_model_len),
+        "--max-num-seqs": str(rollout.max_num_seqs),
+        "--gpu-memory-utilization": str(rollout.gpu_memory_utilization),
+        "--tensor-parallel-size": str(settings.tensor_parallel_size),
+        "--logprobs-mode": "processed_logprobs",
+        "--generation-config": "vllm",
+        "--weight-transfer-config": f'{{"backend": "{TRANSPORT}"}}',
+    }
+    flags = ["--enable-scale-out", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if settings.quantization:
+        options["--quantization"] = settings.quantization
+    if settings.enforce_eager:
+        flags.append("--enforce-eager")
+    if settings.sleep:
+        flags.append("--enable-sleep-mode")
+    python = settings.python or sys.executable
+    words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    words += [word for pair in options.items() for word in pair]
+    return [*words, *flags, *settings.args]
+
+
+def environment(settings: VLLMConfig, device: str) -> Mapping[str, str]:
+    """That of this process, with the routes for reinforcement learning switched on."""
+    added = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    if device == "cpu":
+        added |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    found = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH",)}
+    return {**added, **found, **settings.env}

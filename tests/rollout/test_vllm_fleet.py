@@ -1,0 +1,223 @@
+"""Routing, losses and versions of vLLM replicas, with servers that are scripts."""
+
+import asyncio
+
+import pytest
+
+from agent_r1.errors import EngineError
+from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
+from agent_r1.rollout.engines.vllm_server import INITIAL_VERSION, Unreachable, _completion
+from agent_r1.rollout.engines.vllm_weights import FileSender
+from agent_r1.types import Completion, Finish, SamplingParams
+
+PARAMS = SamplingParams(8)
+
+
+class Script:
+    """A server that answers with its own name, unless it is down or refuses weights."""
+
+    def __init__(self, name):
+        self.url = name
+        self.down = False
+        self.refuses = 0
+        self.served = INITIAL_VERSION
+        self.salts = []
+        self.asked = []
+        self.gate = None
+
+    async def generate(self, prompt_ids, params, salt):
+        if self.down:
+            raise Unreachable(f"{self.url} is down")
+        self.asked.append(self.served)
+        self.salts.append(salt)
+        if self.gate is not None:
+            await self.gate.wait()
+            if self.down:
+                raise Unreachable(f"{self.url} is down")
+        return Completion((ord(self.url),), (-1.0,), Finish.EOS, ((0, self.served),))
+
+    async def update(self, infos, version, *, keep_cache):
+        if self.down or self.refuses:
+            self.refuses = max(0, self.refuses - 1)
+            raise Unreachable(f"{self.url} takes no weights")
+        self.served = version
+
+    async def prepare_updates(self):
+        return None
+
+    async def alive(self):
+        return not self.down
+
+    async def version(self):
+        if self.down:
+            raise Unreachable("down")
+        return self.served
+
+    async def close(self):
+        return None
+
+
+class Weights:
+    def __init__(self):
+        import torch
+
+        self.tensors = {"a": torch.arange(4.0)}
+
+    def parameters(self):
+        return self.tensors.items()
+
+    def checkpoint(self):
+        return self.tensors.items()
+
+
+def fleet(tmp_path, names="AB", **options):
+    replicas = [Replica(None, f"http://{name}", 1.0) for name in names]
+    servers = [Script(name) for name in names]
+    for replica, server in zip(replicas, servers, strict=True):
+        replica.server = server
+    options = {"probe_s": 0.01, "start_timeout_s": 5.0, **options}
+    engine = VLLMEngine(replicas, max_model_len=64, sender=FileSender(tmp_path), **options)
+    return engine, servers
+
+
+def run(engine, body):
+    async def guarded():
+        try:
+            return await asyncio.wait_for(body, 20)
+        finally:
+            await engine.close()
+
+    return asyncio.run(guarded())
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_new_trajectories_go_where_the_load_is_least_and_stay_there(tmp_path):
+    engine, (a, b) = fleet(tmp_path)
+
+    async def body():
+        a.gate = b.gate = asyncio.Event()
+        jobs = [asyncio.create_task(engine.generate([1], PARAMS, f"t{i}")) for i in range(6)]
+        await until(lambda: len(a.asked) + len(b.asked) == 6)
+        assert (len(a.asked), len(b.asked)) == (3, 3)
+        a.gate.set()
+        first = [chr((await job).token_ids[0]) for job in jobs]
+        again = [chr((await engine.generate([1], PARAMS, f"t{i}")).token_ids[0]) for i in range(6)]
+        assert first == again
+
+    run(engine, body())
+
+
+def test_what_a_lost_replica_was_sampling_is_sampled_by_another(tmp_path):
+    engine, (a, b) = fleet(tmp_path)
+
+    async def body():
+        a.gate = b.gate = asyncio.Event()
+        jobs = [asyncio.create_task(engine.generate([1], PARAMS, f"t{i}")) for i in range(4)]
+        await until(lambda: len(a.asked) == 2)
+        a.down = True
+        a.gate.set()
+        found = [await job for job in jobs]
+        assert {chr(c.token_ids[0]) for c in found} == {"B"}
+        assert engine.repeated == 2
+        assert not engine.replicas[0].ready
+        a.down = False
+        await until(lambda: engine.replicas[0].ready)  # taken back
+
+    run(engine, body())
+
+
+def test_a_replica_that_missed_a_version_is_asked_for_nothing_until_it_has_it(tmp_path):
+    engine, (a, _) = fleet(tmp_path)
+
+    async def body():
+        await engine.load_weights(Weights(), 0)
+        a.down = True
+        assert await engine.load_weights(Weights(), 1) == 16
+        a.asked.clear()
+        for i in range(4):
+            completion = await engine.generate([1], PARAMS, f"t{i}")
+            assert completion.versions == ((0, 1),)
+        a.down = False
+        await until(lambda: engine.replicas[0].ready)
+        assert a.served == 1  # caught up from the kept file
+        await asyncio.gather(*(engine.generate([1], PARAMS, f"u{i}") for i in range(4)))
+        assert set(a.asked) == {1}
+
+    run(engine, body())
+
+
+def test_weights_that_nobody_takes_leave_the_version_before_in_service(tmp_path):
+    engine, (a, b) = fleet(tmp_path)
+
+    async def body():
+        await engine.load_weights(Weights(), 0)
+        a.refuses = b.refuses = 1
+        with pytest.raises(EngineError, match="no vLLM server took version 1"):
+            await engine.load_weights(Weights(), 1)
+        await until(lambda: all(replica.ready for replica in engine.replicas))
+        assert (await engine.generate([1], PARAMS, "t")).versions == ((0, 0),)
+        await engine.load_weights(Weights(), 2)
+        assert (a.served, b.served) == (2, 2)
+        assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["version-2.safetensors"]
+
+    run(engine, body())
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_kept_cache_is_that_of_the_trajectory_alone(tmp_path):
+    engine, (a,) = fleet(tmp_path, "A")
+
+    async def body():
+        await engine.load_weights(Weights(), 0, keep_cache=True)
+        await engine.generate([1], PARAMS, "old")
+        await engine.load_weights(Weights(), 1, keep_cache=True)
+        await engine.generate([1], PARAMS, "old")
+        await engine.generate([1], PARAMS, "new")
+        assert a.salts == ["0", "0", "1"]
+        await engine.load_weights(Weights(), 2, keep_cache=False)
+        await engine.generate([1], PARAMS, "old")
+        assert a.salts[-1] == "2"
+
+    run(engine, body())
+
+
+def test_nobody_there_is_an_error_after_a_while(tmp_path):
+    engine, (a,) = fleet(tmp_path, "A", start_timeout_s=0.2)
+
+    async def body():
+        await engine.load_weights(Weights(), 0)
+        a.down = True
+        with pytest.raises(EngineError, match="lost or behind"):
+            await engine.generate([1], PARAMS, "t")
+
+    run(engine, body())
+
+
+@pytest.mark.parametrize(
+    ("finish", "reason", "expected"),
+    [
+        ("stop", "</code>", (Finish.STOP, "</code>")),
+        ("stop", 17, (Finish.EOS, None)),
+        ("stop", None, (Finish.EOS, None)),
+        ("length", None, (Finish.LENGTH, None)),
+    ],
+)
+def test_vllms_words_become_ours(finish, reason, expected):
+    choice = {
+        "finish_reason": finish,
+        "stop_reason": reason,
+        "token_ids": [5, 6, 7],
+        "logprobs": {"content": [{"logprob": -0.5}, {"logprob": -1}, {"logprob": -2}]},
+        "weight_versions": [
+            {"version": "3", "start": 0, "end": 2},
+            {"version": "4", "start": 2, "end": 3},
+        ],
+    }
+    completion = _completion(choice, PARAMS)
+    assert (completion.finish, completion.stop) == expected
+    assert completion.logprobs == (-0.5, -1.0, -2.0)
+    assert completion.versions == ((0, 3), (2, 4))
