@@ -2,80 +2,33 @@
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from endpoint_kit import (
+    ADD,
+    CALL,
+    LIMITS,
+    TOKENIZER,
+    USER,
+    chat,
+    learned,
+    run,
+    samples,
+    session_of,
+    text,
+)
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.endpoint.messages import ChatRenderer
-from agent_r1.rollout.endpoint.server import Endpoint, ServerLimits, serving
+from agent_r1.rollout.endpoint.server import Endpoint, serving
 from agent_r1.rollout.endpoint.session import Session
 from agent_r1.testing import HANG, Reply, ScriptedEngine, byte_tokenizer
-from agent_r1.types import Outcome, Task, Trajectory
+from agent_r1.types import Outcome
 
 openai = pytest.importorskip("openai")
-TOKENIZER = byte_tokenizer()
-LIMITS = LoopLimits(max_turns=20, max_response_length=4000)
-USER = {"role": "user", "content": "What is 6 * 7?"}
-ADD = {
-    "type": "function",
-    "function": {"name": "add", "description": "Add.", "parameters": {"type": "object"}},
-}
-
-
-def session_of(script, *, limits=LIMITS, max_model_len=1 << 14, **options):
-    codec = Codec(TOKENIZER)
-    replies = iter(script)
-    engine = ScriptedEngine(TOKENIZER, lambda call: next(replies), max_model_len=max_model_len)
-    renderer = ChatRenderer(codec)
-    return Session("g/0", engine, codec, renderer, limits, Sampling(), **options), engine
-
-
-@asynccontextmanager
-async def asked(session, **options):
-    """A client of an endpoint with this one session."""
-    endpoint = Endpoint("policy", ServerLimits(**options))
-    async with serving(endpoint) as url:
-        key = endpoint.open(session)
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0) as client:
-            yield client
-
-
-def run(session, agent, **options):
-    async def main():
-        async with asked(session, **options) as client:
-            return await agent(client)
-
-    return asyncio.run(main())
-
-
-async def chat(client, messages, **options):
-    answer = await client.chat.completions.create(model="policy", messages=messages, **options)
-    return answer.choices[0]
-
-
-def samples(session):
-    task = Task("t", (USER,))
-    return Trajectory(task, "g", 0, session.turns(), Outcome.FINISHED).samples()
-
-
-def text(ids):
-    return TOKENIZER.decode(list(ids), skip_special_tokens=False)
-
-
-def learned(sample):
-    """The parts of a sample that the policy is trained on."""
-    pieces, before = [], 0
-    for token, mask in zip(sample.token_ids, sample.loss_mask, strict=True):
-        if mask and not before:
-            pieces.append([])
-        if mask:
-            pieces[-1].append(token)
-        before = mask
-    return [text(piece) for piece in pieces]
 
 
 def test_an_answer_has_the_form_that_the_client_knows():
@@ -201,8 +154,6 @@ def test_parallel_agents_of_one_trajectory_keep_apart():
 
 # --- tools ---------------------------------------------------------------------------------
 
-CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [2]}}\n</tool_call>'
-
 
 def test_tool_calls_and_their_results_continue_the_ids():
     session, engine = session_of([f"Let me see. {CALL}", "3."])
@@ -266,6 +217,39 @@ def test_what_is_no_call_stays_text_that_the_agent_sees(reply):
 
     choice = run(session, agent)
     assert choice.message.content == reply and choice.message.tool_calls is None
+
+
+def test_a_tokenizer_that_says_how_answers_are_read_is_obeyed():
+    tokenizer = byte_tokenizer(
+        response_template={
+            "start_anchor": "<|im_start|>assistant\n",
+            "defaults": {"role": "assistant"},
+            "fields": {
+                "content": {},
+                "tool_calls": {"open": "[C]", "close": "[/C]", "content": "json", "repeats": True},
+            },
+        }
+    )
+    codec = Codec(tokenizer)
+    call = '[C]{"function": {"name": "add", "arguments": {"a": 1}}}[/C]'
+    replies = iter([f"So. {call}{call}", "[C]broken[/C]", f"So. {call}"])
+    engine = ScriptedEngine(tokenizer, lambda asked: next(replies))
+    session = Session("g/0", engine, codec, ChatRenderer(codec), LIMITS, Sampling())
+
+    async def agent(client):
+        first = (await chat(client, [USER], tools=[ADD])).message
+        assert (first.content, len(first.tool_calls)) == ("So.", 2)
+        assert json.loads(first.tool_calls[1].function.arguments) == {"a": 1}
+        second = (await chat(client, [USER], tools=[ADD])).message
+        assert (second.content, second.tool_calls) == ("[C]broken[/C]", None)
+        stream = await client.chat.completions.create(
+            model="policy", messages=[USER], tools=[ADD], stream=True
+        )
+        deltas = [chunk.choices[0].delta async for chunk in stream]
+        assert "".join(d.content or "" for d in deltas) == "So."
+        assert sum(len(d.tool_calls or ()) for d in deltas) == 1
+
+    run(session, agent)
 
 
 # --- streaming and plain completions -------------------------------------------------------

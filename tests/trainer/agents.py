@@ -10,7 +10,7 @@ agents' machinery makes of its answers.
 import json
 import random
 
-from agent_r1.types import Reward, Task
+from agent_r1.types import Task
 
 SYMBOLS = "\u03b1\u03b2\u03b3\u03b4"
 PAD, END, SYSTEM, USER, ASSISTANT, TOOL = "\u25a1", "\u25a0", "\u2460", "\u2461", "\u2462", "\u2463"
@@ -39,16 +39,22 @@ def tasks(split="train", seed=0, count=64):
         yield Task(f"{split}-{i}", prompt, answer=draw.choice(SYMBOLS), data_source="look")
 
 
-async def named(trajectory):
-    """Half for having looked, half for naming the symbol; both in any form."""
-    looked = "look" in trajectory.turns[0].text
-    right = looked and trajectory.task.extra["agent_output"].strip() == trajectory.task.answer
-    return Reward(0.5 * looked + 0.5 * right, {"accuracy": float(right)})
+class Hidden:
+    """The hidden symbol of one trajectory: shows itself, and scores what was made of it."""
 
+    def __init__(self, call):
+        self.symbol = call.task.answer
+        self.seen = False
 
-def seen(call):
-    """What ``look`` shows: the symbol, so often that a small network cannot miss it."""
-    return call.task.answer * 6
+    def look(self):
+        """Repeated, so that a small network cannot miss it."""
+        self.seen = True
+        return self.symbol * 6
+
+    def score(self, named):
+        """Half for having looked, half for having named what was seen."""
+        right = self.seen and named.strip() == self.symbol
+        return {"output": named, "reward": 0.5 * self.seen + 0.5 * right, "accuracy": right}
 
 
 # --- the agents ----------------------------------------------------------------------------
@@ -58,7 +64,7 @@ async def openai_client(call):
     """The plain ``openai`` client in a loop."""
     import openai
 
-    history = call.messages
+    hidden, history = Hidden(call), call.messages
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
     async with openai.AsyncOpenAI(base_url=call.base_url, api_key=call.api_key) as client:
         for _ in range(2):
@@ -68,28 +74,30 @@ async def openai_client(call):
             message = answer.choices[0].message
             history.append(message)
             if not message.tool_calls:
-                return message.content
+                return hidden.score(message.content)
             for each in message.tool_calls:
-                result = {"role": "tool", "tool_call_id": each.id, "content": seen(call)}
+                result = {"role": "tool", "tool_call_id": each.id, "content": hidden.look()}
                 history.append(result)
-    return ""
+    return hidden.score("")
 
 
 def smolagents_code(call):
     """A ``CodeAgent`` of smolagents: the model's moves are programs."""
     from smolagents import AgentError, CodeAgent, LogLevel, OpenAIModel, tool
 
+    hidden = Hidden(call)
+
     @tool
     def look() -> str:
         """Looks at the hidden symbol."""
-        return seen(call)
+        return hidden.look()
 
     model = OpenAIModel(call.model, api_base=call.base_url, api_key=call.api_key)
     agent = CodeAgent(tools=[look], model=model, max_steps=2, verbosity_level=LogLevel.OFF)
     try:
-        return str(agent.run(call.text))
+        return hidden.score(str(agent.run(call.text)))
     except AgentError:
-        return ""
+        return hidden.score("")
 
 
 async def openai_agents(call):
@@ -105,11 +113,12 @@ async def openai_agents(call):
     )
 
     set_tracing_disabled(True)
+    hidden = Hidden(call)
 
     @function_tool
     def look() -> str:
         """Looks at the hidden symbol."""
-        return seen(call)
+        return hidden.look()
 
     async with openai.AsyncOpenAI(base_url=call.base_url, api_key=call.api_key) as client:
         model = OpenAIChatCompletionsModel(call.model, client)
@@ -117,8 +126,8 @@ async def openai_agents(call):
         try:
             result = await Runner.run(agent, call.text, max_turns=2)
         except AgentsException:
-            return ""
-    return str(result.final_output)
+            return hidden.score("")
+    return hidden.score(str(result.final_output))
 
 
 # --- the model -----------------------------------------------------------------------------

@@ -31,12 +31,12 @@ def settings(model_folder, run_dir, agent, steps):
         "data.max_prompt_length=16",
         "data.max_response_length=200",
         f"actor_rollout_ref.model.path={model_folder}",
-        "actor_rollout_ref.actor.optim.lr=5e-3",
+        "actor_rollout_ref.actor.optim.lr=3e-3",
         "actor_rollout_ref.actor.ppo_epochs=2",
         "actor_rollout_ref.rollout.n=8",
         f"actor_rollout_ref.rollout.stop_token_ids={moves}",
         "actor_rollout_ref.rollout.trajectory_timeout_s=120",
-        f"reward.name={AGENTS}:named",
+        "reward.name=agent",
         "tool.env=agent",
         f"tool.env_kwargs.run={AGENTS}:{agent}",
         "tool.tools=[]",
@@ -57,10 +57,13 @@ def rewards_of(config):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("agent", "package", "steps"),
     [
-        ("openai_client", "openai", 60),
+        ("openai_client", "openai", 80),
+        ("smolagents_code", "smolagents", 80),
+        ("openai_agents", "agents", 80),
     ],
 )
 def test_a_foreign_agent_learns_to_look_and_to_name_what_it_saw(

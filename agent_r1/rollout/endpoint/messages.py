@@ -110,11 +110,15 @@ def _read_call(call: object, i: int) -> Call:
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise BadRequest(f"messages[{i}].tool_calls: each needs a 'function' with a 'name'")
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
+    return Call(function["name"], parsed_arguments(function.get("arguments") or {}))
+
+
+def parsed_arguments(given: Any) -> Any:
+    """Arguments as an object, where they are text that holds one."""
+    if isinstance(given, str):
         with contextlib.suppress(ValueError):  # what a model wrote may be no JSON
-            arguments = json.loads(arguments)
-    return Call(function["name"], arguments)
+            return json.loads(given)
+    return given
 
 
 def read_reply(text: str, *, tools: bool) -> ChatMessage:
@@ -193,6 +197,33 @@ class ChatRenderer:
         if ids and context and context[-1] in self._ends and context[-1] == ids[0]:
             ids = ids[1:]
         return ids
+
+    @property
+    def parses(self) -> bool:
+        """Whether the tokenizer says itself how its model's answers are read."""
+        return getattr(self._codec.tokenizer, "response_template", None) is not None
+
+    def reply(
+        self, text: str, context: Sequence[int], tools: Sequence[Mapping[str, Any]]
+    ) -> ChatMessage:
+        """The assistant's message that a completion is, its tool calls read.
+
+        They are read by the tokenizer's own ``response_template`` where it has one, which
+        transformers applies, and in the format of Hermes and Qwen otherwise
+        (:func:`read_reply`). What cannot be read stays text.
+        """
+        if not (tools and self.parses):
+            return read_reply(text, tools=bool(tools))
+        prefix = self._codec.decode(context)
+        try:
+            found = self._codec.tokenizer.parse_response(text, prefix=prefix, tools=list(tools))
+            functions = [call.get("function", call) for call in found.get("tool_calls") or ()]
+            calls = tuple(Call(str(f["name"]), f.get("arguments") or {}) for f in functions)
+        except (ValueError, KeyError, TypeError, AttributeError):  # no call that can be read
+            return ChatMessage("assistant", text)
+        if not calls:
+            return ChatMessage("assistant", text)
+        return ChatMessage("assistant", str(found.get("content") or ""), calls)
 
     def _text(
         self,

@@ -21,6 +21,7 @@ import uvicorn
 
 from agent_r1.errors import ConfigError, EngineError
 from agent_r1.rollout.endpoint.messages import BadRequest
+from agent_r1.rollout.endpoint.responses import as_response, read_response_request
 from agent_r1.rollout.endpoint.session import Answer, OnText, Session, SessionOver
 from agent_r1.rollout.endpoint.wire import (
     EventStream,
@@ -36,7 +37,9 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 MAX_BODY = 32 << 20
-_PATH = re.compile(r"(?:/s/(?P<key>[\w-]+))?/v1/(?P<what>models|chat/completions|completions)")
+_PATH = re.compile(
+    r"(?:/s/(?P<key>[\w-]+))?/v1/(?P<what>models|chat/completions|completions|responses)"
+)
 _KEEP_ALIVE_S = 600
 
 
@@ -170,14 +173,19 @@ class Endpoint:
             return await reply.error(429, text, "rate_limit_error", {b"retry-after": b"1"})
         self._running += 1
         try:
-            await self._serve(session, match["what"] == "chat/completions", receive, reply)
+            await self._serve(session, match["what"], receive, reply)
         finally:
             self._running -= 1
 
-    async def _serve(self, session: Session, chat: bool, receive: Receive, reply: _Reply) -> None:
+    async def _serve(self, session: Session, what: str, receive: Receive, reply: _Reply) -> None:
         try:
-            request = read_request(await _body(receive), chat=chat)
-            answering = asyncio.create_task(self._answer(session, request, reply))
+            body = await _body(receive)
+            if what == "responses":
+                answer = self._respond(session, read_response_request(body, session), reply)
+            else:
+                chat = what == "chat/completions"
+                answer = self._answer(session, read_request(body, chat=chat), reply)
+            answering = asyncio.create_task(answer)
             hung_up = asyncio.create_task(_disconnected(receive))
             try:
                 done, _ = await asyncio.wait(
@@ -198,6 +206,10 @@ class Endpoint:
             await reply.error(400, str(error), "invalid_request_error", code=code)
         except EngineError as error:
             await reply.error(500, str(error), "server_error", {b"x-should-retry": b"false"})
+
+    async def _respond(self, session: Session, request: Request, reply: _Reply) -> None:
+        answer = await _ask(session, request, None)
+        await reply.json(200, as_response(answer, request, session))
 
     async def _answer(self, session: Session, request: Request, reply: _Reply) -> None:
         if not request.stream:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError
 from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.endpoint.messages import ChatMessage, ChatRenderer, read_reply
+from agent_r1.rollout.endpoint.messages import ChatMessage, ChatRenderer
 from agent_r1.rollout.engine import Engine, StreamingEngine
 from agent_r1.rollout.stream import TextStream
 from agent_r1.types import Completion, Finish, Outcome, SamplingParams, ToolCall, Turn
@@ -102,6 +102,8 @@ class Session:
     used: int = 0
     """Response tokens so far, the model's and those put between its turns."""
     asked: int = 0
+    responses: dict[str, tuple[ChatMessage, ...]] = field(default_factory=dict)
+    """Whole conversations by the names of answers that ``/v1/responses`` gave."""
     over: SessionOver | None = None
     failure: EngineError | None = None
     _segments: dict[int, list[Node]] = field(default_factory=dict)
@@ -138,11 +140,17 @@ class Session:
                 break
         else:
             node = self._begin(None, self.renderer.prompt(messages, tools), 0)
-        answer = await self._sample(node, ask, bool(tools), on_text)
+        answer = await self._sample(node, ask, tools, on_text)
         self._remember(_next_key(keys[-1], answer.message), node)
         if answer.completion.stop is not None:  # agents put the stop string back that they miss
             self._remember(_next_key(keys[-1], ChatMessage("assistant", node.text)), node)
         return answer
+
+    def keep_response(self, name: str, messages: tuple[ChatMessage, ...]) -> None:
+        """Remember a conversation under the name that ``/v1/responses`` gave its last answer."""
+        self.responses[name] = messages
+        while self.keep is not None and len(self.responses) > self.keep:
+            self.responses.pop(next(iter(self.responses)))
 
     async def complete(
         self, prompt: str | Sequence[int], ask: Ask, on_text: OnText | None = None
@@ -157,7 +165,7 @@ class Session:
         if node is None:
             given = self.codec.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             node = self._begin(None, tuple(given), 0)
-        answer = await self._sample(node, ask, False, on_text)
+        answer = await self._sample(node, ask, (), on_text)
         if isinstance(prompt, str):
             node.plain = prompt + answer.text
         self._remember(repr(("plain", node.context)).encode(), node)
@@ -241,12 +249,13 @@ class Session:
 
     # --- sampling -----------------------------------------------------------------------
 
-    async def _sample(self, node: Node, ask: Ask, tools: bool, on_text: OnText | None) -> Answer:
+    async def _sample(self, node: Node, ask: Ask, tools: Tools, on_text: OnText | None) -> Answer:
         try:
             budget, exhausted = self._budget(node, ask)
             params = self._params(node, ask, budget)
             hold = ("<tool_call>",) if tools else ()
-            completion = await self._generate(node, params, on_text, hold)
+            shown = None if tools and self.renderer.parses else on_text
+            completion = await self._generate(node, params, shown, hold)
         except ContextExceeded as failure:
             self._forget(node)
             raise self._end(Outcome.CONTEXT, f"context ({failure})") from failure
@@ -266,7 +275,8 @@ class Session:
         visible = node.text
         if completion.stop is not None:
             visible = visible.removesuffix(completion.stop)
-        return Answer(node, read_reply(visible, tools=tools), completion, visible)
+        message = self.renderer.reply(visible, node.prompt_ids, tools)
+        return Answer(node, message, completion, visible)
 
     def _budget(self, node: Node, ask: Ask) -> tuple[int, Outcome | None]:
         """Tokens of the answer, and what running out of them means for the trajectory."""

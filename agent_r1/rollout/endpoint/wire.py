@@ -46,10 +46,10 @@ def read_request(body: object, *, chat: bool) -> Request:
         prompt="" if chat else _prompt(body.get("prompt")),
         tools=_tools(body) if chat else (),
         ask=Ask(
-            max_tokens=_number(body, "max_completion_tokens", "max_tokens", whole=True),
+            max_tokens=number_in(body, "max_completion_tokens", "max_tokens", whole=True),
             stop=_stop(body.get("stop")),
-            temperature=_number(body, "temperature"),
-            top_p=_number(body, "top_p"),
+            temperature=number_in(body, "temperature"),
+            top_p=number_in(body, "top_p"),
         ),
         stream=bool(body.get("stream")),
         include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
@@ -85,7 +85,8 @@ def _stop(given: object) -> tuple[str, ...]:
     return stops
 
 
-def _number(body: Mapping[str, Any], *names: str, whole: bool = False) -> Any:
+def number_in(body: Mapping[str, Any], *names: str, whole: bool = False) -> Any:
+    """The first of these numbers that is given, or None. Raises :class:`BadRequest`."""
     for name in names:
         value = body.get(name)
         if value is None:
