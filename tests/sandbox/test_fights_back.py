@@ -2,6 +2,7 @@
 
 import marshal
 import os
+import time
 
 import pytest
 from hypothesis import given
@@ -105,6 +106,40 @@ except OSError as error:
 """
     result = run(executor, code)
     assert result.stdout.split() == ["-1", "38", "1"], result
+
+
+def test_processes_that_wake_each_other_do_not_outlive_a_cell(executor):
+    """Either they stand still between cells or the session is ended; they never count on."""
+    code = """
+import os, signal, mmap, time
+shared = mmap.mmap(-1, 8)
+shared[:] = bytes(8)
+first = os.getpid()
+pids = [first]
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            for other in pids:
+                os.kill(other, signal.SIGCONT)
+            count = int.from_bytes(shared[:], 'little') + 1
+            shared[:] = count.to_bytes(8, 'little')
+    pids.append(pid)
+time.sleep(0.2)
+"""
+    executor.run(RunRequest(code=code, session="waker"))
+    time.sleep(0.1)
+    ask = "print(int.from_bytes(shared[:], 'little'))"
+    first = executor.run(RunRequest(code=f"{ask}", session="waker"))
+    if first.status is RunStatus.SUCCESS:  # stood still: nothing is counted while nobody runs
+        before = int(first.stdout)
+        time.sleep(0.6)
+        stopped = executor.run(
+            RunRequest(code="import time; began = time.time()\n" + ask, session="waker")
+        )
+        if stopped.status is RunStatus.SUCCESS:
+            assert int(stopped.stdout) - before < 50_000
+    executor.close_session("waker")
 
 
 def test_a_memory_kill_of_a_child_is_not_charged_to_the_next_program(executor):

@@ -218,8 +218,7 @@ class _Slot:
         status = session.outcome() if reason == messages.EXITED else None
         if reason != messages.EXITED:
             status = self._interrupt(session, order)
-        if status is not None:
-            session.stop()
+        if status is not None and session.stop():
             seconds = time.monotonic() - began
             return messages.Report(reason, True, status << 8, seconds, 0.0)
         self.session = None

@@ -49,6 +49,15 @@ def signal_all(number: int) -> None:
             os.kill(process, number)
 
 
+def all_stopped() -> bool:
+    """Whether every process of the slot but init is stopped, or over."""
+    for process in listing():
+        with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as file:
+            if file.read().rpartition(")")[2].split()[0] not in "TtZX":
+                return False
+    return True
+
+
 def _signal_user(user: int, number: int) -> None:
     """All processes of a user at once: no fork bomb outruns that."""
     child = os.fork()

@@ -13,9 +13,16 @@ import mmap
 import os
 import signal
 import socket
+import time
 from typing import NoReturn
 
 from agent_r1.sandbox.guest import linux, messages, processes, program
+
+_STOP_SECONDS = 0.25
+"""How long the processes of a session may take to stand still; then the session is ended."""
+_QUIET_LOOKS = 2
+"""Looks in a row that must find all of them stopped: one that was still running at the first
+may have woken another that had been looked at before."""
 
 
 class Session:
@@ -54,9 +61,20 @@ class Session:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGINT)
 
-    def stop(self) -> None:
-        """Stop every process of the session until the next job."""
-        processes.signal_all(signal.SIGSTOP)
+    def stop(self) -> bool:
+        """Stop every process of the session until the next job; False if they do not stay so.
+
+        Processes that wake each other at the very moment of the signal are looked at again.
+        """
+        deadline = time.monotonic() + _STOP_SECONDS
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            if not quiet:
+                processes.signal_all(signal.SIGSTOP)
+            quiet = quiet + 1 if processes.all_stopped() else 0
+            if time.monotonic() > deadline:
+                return False
+        return True
 
     def close(self) -> None:
         """Forget the interpreter; ending its processes is the caller's."""
