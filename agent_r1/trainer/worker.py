@@ -1,7 +1,7 @@
 """Forward and backward: everything that a training step does with the networks.
 
 The loop (``trainer/rl.py``) sees :class:`PolicyWorker`. :class:`LocalWorker` is the
-implementation for one process and one device; ``distributed/`` has the one for many.
+implementation for one process and one device.
 """
 
 from __future__ import annotations
