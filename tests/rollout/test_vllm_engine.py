@@ -94,6 +94,23 @@ def test_sampling_stopping_tools_and_weights_between_and_during(folder, tmp_path
         exact(third, trajectory, 2)
 
 
+def test_more_prompts_at_once_than_one_step_computes(folder, tmp_path):
+    """64 x 300 tokens, seeded: none may be computed in pieces on a CPU."""
+
+    async def body():
+        async with running(folder, tmp_path) as engine:
+            jobs = [
+                engine.generate(
+                    [(7 * i + k) % 256 for k in range(300)], SamplingParams(4, seed=i), str(i)
+                )
+                for i in range(64)
+            ]
+            return await asyncio.gather(*jobs), engine.repeated
+
+    found, repeated = run(body())
+    assert len(found) == 64 and repeated == 0
+
+
 def engine_core(pid):
     """vLLM's own child, which computes."""
     psutil = pytest.importorskip("psutil")

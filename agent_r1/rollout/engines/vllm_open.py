@@ -13,6 +13,8 @@ from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
 from agent_r1.rollout.engines.vllm_plugin import TRANSPORT
 from agent_r1.rollout.engines.vllm_process import VLLMProcess
 
+_BATCHED_TOKENS = 2048
+
 
 def open_vllm(
     rollout: RolloutConfig,
@@ -33,7 +35,7 @@ def open_vllm(
             raise ConfigError(
                 f"rollout.name=vllm reads a model folder, and {model} is none; download it first"
             )
-        words = command(rollout, model, tokenizer or model, max_model_len, dtype)
+        words = command(rollout, model, tokenizer or model, max_model_len, dtype, device)
         environ = environment(settings, device)
         replicas = [
             Replica(
@@ -52,9 +54,18 @@ def open_vllm(
 
 
 def command(
-    rollout: RolloutConfig, model: Path, tokenizer: Path, max_model_len: int, dtype: str
+    rollout: RolloutConfig,
+    model: Path,
+    tokenizer: Path,
+    max_model_len: int,
+    dtype: str,
+    device: str,
 ) -> Sequence[str]:
-    """``vllm serve`` but for host and port."""
+    """``vllm serve`` but for host and port.
+
+    On a CPU prompts are computed whole: vLLM takes a seeded draw back where it computed only
+    a piece of a prompt, which torch's generator for CPUs refuses, and the engine dies of it.
+    """
     settings = rollout.vllm
     options = {
         "--tokenizer": str(tokenizer),
@@ -68,6 +79,9 @@ def command(
         "--weight-transfer-config": f'{{"backend": "{TRANSPORT}"}}',
     }
     flags = ["--enable-scale-out", "--enable-prefix-caching", "--disable-uvicorn-access-log"]
+    if device == "cpu":
+        flags.append("--no-enable-chunked-prefill")
+        options["--max-num-batched-tokens"] = str(max(max_model_len, _BATCHED_TOKENS))
     if settings.quantization:
         options["--quantization"] = settings.quantization
     if settings.enforce_eager:
