@@ -4,16 +4,11 @@ A block that begins with ``# name`` is a file. A ``text`` block is what the Pyth
 it prints. A ``console`` block is run by the shell, in the folder of the page's files.
 """
 
-import os
-import re
-import subprocess
 import sys
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from page_blocks import blocks, run
 
-ROOT = Path(__file__).parents[1]
 PAGES = {
     "tools.md": (),
     "mcp.md": ("mcp",),
@@ -21,39 +16,6 @@ PAGES = {
     "agents.md": ("openai", "smolagents"),
 }
 """Pages below ``docs/``, and the optional packages that each needs."""
-
-
-class Block(NamedTuple):
-    language: str
-    body: str
-
-    @property
-    def file(self):
-        match = re.match(r"# ([\w.-]+\.\w+)\n", self.body)
-        return match[1] if match else None
-
-
-def blocks(page):
-    text = (ROOT / "docs" / page).read_text()
-    return [
-        Block(*found)
-        for found in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    ]
-
-
-def run(folder, *command):
-    paths = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    environment = {
-        **os.environ,
-        "PATH": os.pathsep.join(paths),
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=250
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 SLOW = {"agents.md"}

@@ -6,13 +6,11 @@ its own trajectories, ``E_{y ~ student} sum_t [log p_S(y_t | y_<t) - log p_T(y_t
 action tokens count; what a tool wrote is context for both.
 
 :func:`opd` takes the divergence at the sampled token alone as that token's advantage, which needs
-one number of the teacher for each token. :func:`reverse_kl` and :func:`reverse_kl_top_k` are the
-divergence of whole distributions at each position.
+one number of the teacher for each token.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from agent_r1.algorithms.episodes import AdvantageInputs, AdvantageResult
@@ -38,34 +36,3 @@ def gap_advantage(gap: Tensor, mask: Tensor, *, coef: float = 1.0, clip: float |
     """``coef`` times the gap ``log p_T - log p_S`` [B, T], bounded, and 0 outside of the mask."""
     bounded = gap if clip is None else gap.clamp(-clip, clip)
     return coef * zero_outside(bounded, mask)
-
-
-def reverse_kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """``sum_v p_S(v) (log p_S(v) - log p_T(v))`` in nats: [..., V] to [...].
-
-    Exact, differentiable in the student's logits; the teacher's are constants.
-    """
-    student = torch.log_softmax(student_logits, -1)
-    teacher = torch.log_softmax(teacher_logits.detach(), -1)
-    return (student.exp() * (student - teacher)).sum(-1)
-
-
-def reverse_kl_top_k(student_logits: Tensor, teacher_logits: Tensor, k: int) -> Tensor:
-    """The same over the student's ``k`` likeliest tokens and one bucket for all others.
-
-    Merging tokens can only lose divergence, so this is at most :func:`reverse_kl`, and equal to
-    it for ``k`` of at least V - 1. The tokens are chosen by the student because it is its mass
-    that the reverse divergence weighs.
-    """
-    student = torch.log_softmax(student_logits, -1)
-    teacher = torch.log_softmax(teacher_logits.detach(), -1)
-    width = student.shape[-1]
-    if k >= width:
-        return reverse_kl(student_logits, teacher_logits)
-    kept = student.detach().topk(k, -1).indices
-    rest = torch.ones_like(student, dtype=torch.bool).scatter(-1, kept, False)
-    head = (student.exp() * (student - teacher)).masked_fill(rest, 0.0).sum(-1)
-    tails = [
-        logprobs.masked_fill(~rest, -torch.inf).logsumexp(-1) for logprobs in (student, teacher)
-    ]
-    return head + tails[0].exp() * (tails[0] - tails[1])

@@ -11,6 +11,7 @@ to write instead, before anything heavy is imported.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import warnings
@@ -42,12 +43,12 @@ class ConfigWarning(UserWarning):
 
 
 def load_config(
-    file: Path | str | None = None,
+    file: Path | str | Section | None = None,
     overrides: Sequence[str] = (),
     *,
     environ: Mapping[str, str] = os.environ,
 ) -> Config:
-    """The configuration of a run.
+    """The configuration of a run: of a file, or over a configuration that there is.
 
     Raises:
         ConfigError: lists every unknown key, wrong type and impossible combination.
@@ -63,7 +64,7 @@ def load_config(
 
 def load_section(
     root: type[S],
-    file: Path | str | None = None,
+    file: Path | str | Section | None = None,
     overrides: Sequence[str] = (),
     *,
     environ: Mapping[str, str] = os.environ,
@@ -76,7 +77,10 @@ def load_section(
 
 
 def _read(
-    root: type[S], file: Path | str | None, overrides: Sequence[str], environ: Mapping[str, str]
+    root: type[S],
+    file: Path | str | Section | None,
+    overrides: Sequence[str],
+    environ: Mapping[str, str],
 ) -> tuple[_Reading, S]:
     """The tree, with defaults in place of what is wrong, and what is wrong."""
     reading = _Reading(root)
@@ -93,6 +97,11 @@ def _read(
     for key in wrong:
         _put(merged, key, leaves(root)[key].default)
     return reading, root.model_validate(merged)
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by dotted name as they are written on a command line."""
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
 def to_yaml(config: Section) -> str:
@@ -129,14 +138,16 @@ class _Source:
 
 
 def _sources(
-    file: Path | str | None,
+    file: Path | str | Section | None,
     overrides: Sequence[str],
     environ: Mapping[str, str],
     root: type[Section],
     problems: list[str],
 ) -> Iterator[_Source]:
     """Each place that gives settings; words that are none are added to ``problems``."""
-    if file is not None:
+    if isinstance(file, Section):
+        yield _Source("the configuration", dict(flat(file.model_dump(mode="json"), root)))
+    elif file is not None:
         yield _Source(str(file), dict(flat(_read_file(Path(file)), root)))
     words = _words(environ.get(OVERRIDES_VARIABLE, ""))
     if words:

@@ -96,6 +96,12 @@ class ModelConfig(Section):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Passed to the chat template, for example ``{enable_thinking: false}``."""
 
+    def dtype_on(self, device: str) -> str:
+        """``dtype`` with what ``auto`` stands for on ``cuda`` or ``cpu``."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if device == "cuda" else "float32"
+
 
 class PolicyLossConfig(Section):
     """Which surrogate the policy descends on."""

@@ -55,6 +55,12 @@ class Config(Section):
     tool: ToolConfig = ToolConfig()
     sandbox: SandboxConfig = SandboxConfig()
 
+    @property
+    def context_window(self) -> int:
+        """Largest prompt plus response, in tokens."""
+        length = self.data.max_prompt_length + self.data.max_response_length
+        return self.actor_rollout_ref.rollout.max_model_len or length
+
 
 __all__ = [
     "ActorConfig",

@@ -73,6 +73,14 @@ def unwrapped(text: str) -> str:
     return out
 
 
+_SPACES = re.compile(r"\\[,;:! ]|\\q?quad\b|~|\\ ")
+
+
+def _spaced(text: str) -> str:
+    """Unwrapped, with plain spaces for those of LaTeX."""
+    return _SPACES.sub(" ", unwrapped(text))
+
+
 def _closing(text: str) -> int | None:
     """Where the brace closes that ``text`` begins with."""
     if not text.startswith("{"):
@@ -186,7 +194,7 @@ _OTHER_CHOICE = re.compile(r"\(\s*[A-J]\s*\)|\b(?:and|or)\b\s*\(?[A-J]\b|[,&/]\s
 
 def choice(text: str) -> tuple[str, str] | None:
     """The letter of one choice and the text after it; ``None`` where two are named."""
-    clean = re.sub(r"\\[,;:! ]|\\q?quad\b|~|\\ ", " ", unwrapped(text)).strip(" $")
+    clean = _spaced(text).strip(" $")
     match = _CHOICE.fullmatch(clean)
     if match is None or _OTHER_CHOICE.search(match["rest"]):
         return None
@@ -223,7 +231,7 @@ def as_intervals(text: str) -> str | None:
 
     One variable, alone between the bounds. Expects one name for each symbol.
     """
-    text = re.sub(r"\\[,;:! ]|\\q?quad\b|~|\\ ", " ", unwrapped(text)).strip(" .$")
+    text = _spaced(text).strip(" .$")
     if match := _SET_OF.fullmatch(text):
         text = match[1].strip()
     if match := _MEMBER.fullmatch(text):
@@ -288,7 +296,7 @@ _MEASURE = re.compile(
 
 def unit_of(text: str) -> str | None:
     """The unit after a number, singular and by its usual sign; ``None`` if there is none."""
-    clean = re.sub(r"\\[,;:! ]|\\q?quad\b|~|\\ ", " ", unwrapped(text)).strip(" .")
+    clean = _spaced(text).strip(" .")
     if clean.startswith(("$", r"\$")):
         return "$"
     match = _MEASURE.fullmatch(clean)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
@@ -100,18 +100,6 @@ class GroupRunner:
             lanes=self._max_concurrency,
             enough=enough,
         )
-
-    async def finished(
-        self,
-        groups: Sequence[Group],
-        sampling: Sampling,
-        on_finished: OnFinished | None = None,
-    ) -> AsyncIterator[FinishedGroup]:
-        """Each of ``groups`` as soon as all of its members are there."""
-        async with self.rollouts(sampling, on_finished) as rollouts:
-            rollouts.submit(groups)
-            for _ in groups:
-                yield await rollouts.next()
 
     async def close(self) -> None:
         """Release what the loop holds. The engine stays the caller's to close."""

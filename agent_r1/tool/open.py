@@ -34,12 +34,12 @@ def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTo
             "limits": Limits(**sandbox.limits.model_dump()),
             "session": sandbox.session == "trajectory",
         }
-        if any(_takes(entry, "executor") for entry in entries):
+        if any(takes(entry, "executor") for entry in entries):
             offered["executor"] = build_executor(sandbox)
             stack.callback(offered["executor"].close)
         tools: list[BaseTool] = []
         for name, entry in zip(tool.tools, entries, strict=True):
-            options = {key: value for key, value in offered.items() if _takes(entry, key)}
+            options = {key: value for key, value in offered.items() if takes(entry, key)}
             tools.append(make_tool(name, **{**options, **tool.tool_kwargs.get(name, {})}))
             stack.callback(tools[-1].close)
         tools += stack.enter_context(open_mcp_servers(tool.mcp))
@@ -61,6 +61,6 @@ def build_executor(sandbox: SandboxConfig) -> Executor:
     return executor
 
 
-def _takes(entry: object, option: str) -> bool:
-    """Whether the constructor of a tool class has this parameter; functions are offered none."""
+def takes(entry: object, option: str) -> bool:
+    """Whether the constructor of a class has this parameter; functions are offered none."""
     return isinstance(entry, type) and option in inspect.signature(entry).parameters

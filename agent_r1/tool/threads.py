@@ -1,12 +1,13 @@
-"""Run a blocking call off the event loop without ever waiting for it at exit."""
+"""Threads beside the event loop: for a blocking call, and for a loop of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, wait
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -52,3 +53,45 @@ async def to_daemon_thread(fn: Callable[..., T], *args: object) -> T:
 
     threading.Thread(target=work, name="agent-r1-step", daemon=True).start()
     return await done
+
+
+class LoopThread:
+    """An event loop in a daemon thread; coroutines are handed to it from anywhere."""
+
+    def __init__(self, name: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin ``work``."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for ``work``; an interrupt cancels it and is raised when it has ended."""
+        task: asyncio.Task[T] | None = None
+
+        async def known() -> T:
+            nonlocal task
+            task = asyncio.current_task()
+            return await work
+
+        future = self.submit(known())
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if task is not None:
+                self._loop.call_soon_threadsafe(task.cancel)
+            wait([future])
+            raise
+
+    def close(self) -> None:
+        """End the loop and its thread; what is still running in it is abandoned."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        self._loop.close()

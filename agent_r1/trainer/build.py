@@ -6,7 +6,6 @@ files before the tokenizer, the tokenizer before the weights.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -35,7 +34,7 @@ from agent_r1.rollout.group import GroupRunner, Loop, Scorer
 from agent_r1.rollout.own_loop import OwnLoop
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.tool.envs.agent import AgentEnv
-from agent_r1.tool.open import open_tools
+from agent_r1.tool.open import open_tools, takes
 from agent_r1.tool.registry import ENVS, make_env
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
@@ -134,15 +133,11 @@ def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseT
     env_class = ENVS.get(tool.env)
     with open_tools(tool, sandbox) as tools, ExitStack() as stack:
         options = dict(tool.env_kwargs)
-        if _takes(env_class, "max_tool_response_length"):
+        if takes(env_class, "max_tool_response_length"):
             options.setdefault("max_tool_response_length", tool.max_tool_response_length)
-        env = make_env(tool.env, tools if _takes(env_class, "tools") else [], **options)
+        env = make_env(tool.env, tools if takes(env_class, "tools") else [], **options)
         stack.callback(env.close)
         yield env
-
-
-def _takes(factory: type, option: str) -> bool:
-    return option in inspect.signature(factory).parameters
 
 
 # --- reward ------------------------------------------------------------------------------
@@ -316,7 +311,7 @@ def _add_adapters(model: Any, settings: ModelConfig | CriticModelConfig) -> None
 def model_loader(config: Config) -> Callable[..., Any]:
     """``load(path)`` with the device, the type and the safety that are configured."""
     model, default = config.actor_rollout_ref.model, pick_device(config.trainer.device)
-    dtype = _dtype_name(config)
+    dtype = model.dtype_on(default)
 
     def load(path: str, *, device: str | None = None) -> Any:
         return load_model(
@@ -328,13 +323,6 @@ def model_loader(config: Config) -> Callable[..., Any]:
         )
 
     return load
-
-
-def _dtype_name(config: Config) -> str:
-    dtype = config.actor_rollout_ref.model.dtype
-    if dtype == "auto":
-        return "bfloat16" if pick_device(config.trainer.device) == "cuda" else "float32"
-    return dtype
 
 
 def pick_device(device: str) -> str:
@@ -351,26 +339,23 @@ def pick_device(device: str) -> str:
 def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
     """The configured generation engine on the policy's weights."""
     rollout = config.actor_rollout_ref.rollout
-    window = rollout.max_model_len or (
-        config.data.max_prompt_length + config.data.max_response_length
-    )
     name = engine_name(config)
     if name == "vllm":
         from agent_r1.rollout.engines.vllm_open import open_vllm
 
+        model_config, device = config.actor_rollout_ref.model, pick_device(config.trainer.device)
         return open_vllm(
             rollout,
-            Path(config.actor_rollout_ref.model.path),
-            tokenizer=None,
-            max_model_len=window,
-            dtype=_dtype_name(config) if rollout.dtype == "auto" else rollout.dtype,
-            device=pick_device(config.trainer.device),
+            Path(model_config.path),
+            max_model_len=config.context_window,
+            dtype=model_config.dtype_on(device) if rollout.dtype == "auto" else rollout.dtype,
+            device=device,
             log_folder=config.trainer.run_dir,
         )
     return ENGINES.get(name)(
         model,
         tokenizer,
-        max_model_len=window,
+        max_model_len=config.context_window,
         max_slots=rollout.max_num_seqs,
         memory_share=rollout.gpu_memory_utilization,
         deterministic=rollout.deterministic and not config.trainer.max_staleness,

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
-from agent_r1.config.load import load_config
+from agent_r1.config.load import as_overrides, load_config
 from agent_r1.config.schema import Config
 from agent_r1.data.sources import GENERATORS
 from agent_r1.errors import ConfigError
 from agent_r1.reward.base import register_reward
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.tool.registry import ENVS
+from agent_r1.tool.threads import LoopThread
 from agent_r1.trainer.build import build_parts
 from agent_r1.trainer.rl import RLTrainer
 from agent_r1.types import Task, Trajectory
@@ -92,8 +90,8 @@ class Trainer:
                 given["reward.name"] = register_as(
                     lambda n: register_reward(n, inline=True), reward
                 )
-            self.config = with_settings(config, given)
-            self._thread = _LoopThread()
+            self.config = load_config(config, as_overrides(given), environ={})
+            self._thread = LoopThread("agent-r1-trainer")
             self._stack.callback(self._thread.close)
             self._parts, resume = build_parts(self.config, self._stack)
             self._trainer = RLTrainer(self.config, self._parts)
@@ -168,55 +166,6 @@ class Trainer:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return folder
-
-
-class _LoopThread:
-    """An event loop in a thread of its own."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="agent-r1-trainer", daemon=True
-        )
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Wait for ``work``; an interrupt cancels it and is raised when it has ended."""
-        task: asyncio.Task[T] | None = None
-
-        async def known() -> T:
-            nonlocal task
-            task = asyncio.current_task()
-            return await work
-
-        future: Future[T] = asyncio.run_coroutine_threadsafe(known(), self._loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            if task is not None:
-                self._loop.call_soon_threadsafe(task.cancel)
-            wait([future])
-            raise
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-
-def with_settings(config: Config | Path | str | None, settings: Mapping[str, Any]) -> Config:
-    """``config`` with settings by dotted name, checked as a whole."""
-    import json
-
-    words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    if not isinstance(config, Config):
-        return load_config(config, words, environ={})
-    from agent_r1.config.load import to_yaml
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        file.write_text(to_yaml(config))
-        return load_config(file, words, environ={})
 
 
 def register_as(register: Callable[[str], Callable[[T], T]], entry: T) -> str:

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 
 from agent_r1.config.checks import needs_reference
+from agent_r1.config.load import as_overrides, load_section
 from agent_r1.config.policy import OptimConfig
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError
 from agent_r1.models.head import CHUNK_BYTES
 from agent_r1.models.load import torch_dtype
-from agent_r1.rollout.engines.embedded_memory import device_memory
+from agent_r1.rollout.engines.embedded_memory import bytes_per_token, device_memory
 from agent_r1.trainer.credit import CreditAssigner
 
 PREFILL_CHUNK = 2048
@@ -47,6 +48,8 @@ class Network:
     feed_forward: int
     vocabulary: int
     head_norms: bool
+    cached: int
+    """Numbers that the engine keeps per token."""
     adapters: int
     """Numbers between A and B of all adapters of a layer, per token."""
 
@@ -125,7 +128,7 @@ def plan_memory(
     its weights are not, unless ``policy`` says its sizes.
     """
     roles = config.actor_rollout_ref
-    element = torch_dtype(_dtype(config, device)).itemsize
+    element = torch_dtype(roles.model.dtype_on(device)).itemsize
     if policy is None:
         model = roles.model
         policy = network(config, model.path, model.lora_rank, model.target_modules)
@@ -142,8 +145,11 @@ def plan_memory(
             forward.append(Part("reference, while it is asked", weights))
         else:
             resident.append(Part("reference, weights", weights))
+    if config.algorithm.distillation.teacher:
+        teacher = network(config, config.algorithm.distillation.teacher)
+        resident.append(Part("teacher, weights", teacher.parameters * element))
     phases = {
-        "rollout": _rollout_parts(config, policy, element, device, device_bytes),
+        "rollout": _rollout_parts(config, policy, element, device_bytes),
         "log-probabilities": tuple(forward),
         "policy update": _update_parts(config, policy, element, device),
     }
@@ -158,7 +164,9 @@ def plan_memory(
     return MemoryPlan(tuple(resident), phases, device, device_bytes, host_bytes or machine)
 
 
-def network(config: Config, path: str, rank: int, targets: tuple[str, ...]) -> Network:
+def network(
+    config: Config, path: str, rank: int = 0, targets: tuple[str, ...] = ("all-linear",)
+) -> Network:
     """The sizes of the model of a folder, of which only ``config.json`` is read."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -195,6 +203,7 @@ def network_of(model: Any, rank: int = 0, targets: tuple[str, ...] = ("all-linea
         feed_forward=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         vocabulary=table.weight.shape[0],
         head_norms=any(name.endswith("q_norm") for name, _ in model.named_modules()),
+        cached=bytes_per_token(model.config, 1),
         adapters=rank * len(linear) // max(1, text.num_hidden_layers),
     )
 
@@ -225,15 +234,12 @@ def _moment_bytes(net: Network, optim: OptimConfig) -> int:
 
 
 def _rollout_parts(
-    config: Config, net: Network, element: int, device: str, device_bytes: int
+    config: Config, net: Network, element: int, device_bytes: int
 ) -> tuple[Part, ...]:
     """Keys and values of all slots at full length, one chunk of prompts, logits of all rows."""
     rollout = config.actor_rollout_ref.rollout
-    length = rollout.max_model_len or (
-        config.data.max_prompt_length + config.data.max_response_length
-    )
     share = int(rollout.gpu_memory_utilization * device_bytes)
-    slot = 2 * net.layers * net.keys * element * length
+    slot = net.cached * element * config.context_window
     slots = min(rollout.max_num_seqs, max(1, share // slot))
     chunk = PREFILL_CHUNK * element * (4 * net.hidden + 3 * net.feed_forward + 3 * net.queries)
     logits = 3 * 4 * slots * net.vocabulary
@@ -297,11 +303,6 @@ def _forward_bytes(config: Config, net: Network, element: int, device: str) -> i
     return max(layer, _head_bytes(net, tokens, element, device))
 
 
-def _dtype(config: Config, device: str) -> str:
-    dtype = config.actor_rollout_ref.model.dtype
-    return dtype if dtype != "auto" else "bfloat16" if device == "cuda" else "float32"
-
-
 def check_memory(config: Config, device: str) -> str | None:
     """What to tell before weights are loaded: the table on a GPU, on a CPU only bad news.
 
@@ -362,7 +363,7 @@ def ways_to_fit(config: Config, plan: MemoryPlan, limit: int = 3) -> Iterator[st
             for key, value in every.items()
             if (critic or not key.startswith("critic.")) and (reference or ".ref." not in key)
         }
-        changed = _with(config, way)
+        changed = load_section(Config, config, as_overrides(way), environ={})
         if changed == config or any(known.items() <= way.items() for known in found):
             continue
         other = plan_memory(
@@ -372,23 +373,7 @@ def ways_to_fit(config: Config, plan: MemoryPlan, limit: int = 3) -> Iterator[st
             host_bytes=plan.host_bytes,
         )
         if other.fits:
-            settings = " ".join(f"{key}={_yaml(value)}" for key, value in way.items())
-            yield f"{other.needed / 2**30:.1f} GiB with {settings}"
+            yield f"{other.needed / 2**30:.1f} GiB with {' '.join(as_overrides(way))}"
             found.append(way)
         if len(found) == limit:
             return
-
-
-def _with(config: Config, overrides: Mapping[str, Any]) -> Config:
-    data = config.model_dump()
-    for key, value in overrides.items():
-        *sections, leaf = key.split(".")
-        section = data
-        for name in sections:
-            section = section[name]
-        section[leaf] = value
-    return Config.model_validate(data)
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -61,12 +61,10 @@ def _served(config: Config, env: BaseToolEnv) -> OpenedPolicy:
     if chat and kwargs:  # vLLM and SGLang hand them to the template
         body = {"chat_template_kwargs": kwargs, **server.extra_body}
         server = server.model_copy(update={"extra_body": body})
-    data = config.data
-    window = rollout.max_model_len or data.max_prompt_length + data.max_response_length
     engine = OpenAIEngine(
         server,
         codec.tokenizer,
-        max_model_len=window if counts_tokens else UNLIMITED,
+        max_model_len=config.context_window if counts_tokens else UNLIMITED,
     )
     concurrency = rollout.max_concurrency or SERVER_CONCURRENCY
     return OpenedPolicy(engine.model, codec, counts_tokens, concurrency, lambda: engine)

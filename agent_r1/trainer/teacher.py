@@ -16,6 +16,7 @@ from agent_r1.data.batch import Batch
 from agent_r1.errors import ConfigError, EngineError
 from agent_r1.models.load import load_tokenizer
 from agent_r1.models.logprobs import token_logprobs
+from agent_r1.trainer.worker import in_micro_batches
 
 
 class Teacher(Protocol):
@@ -39,15 +40,13 @@ class LocalTeacher:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        device = next(self._model.parameters()).device
-        result = torch.zeros(batch.token_ids.shape, device=device)
-        for rows in batch.micro_batches(self._max_tokens):
-            part = batch.select(rows).to(device)
-            found = token_logprobs(
+        def run(part: Batch, _: Tensor) -> Tensor:
+            return token_logprobs(
                 self._model, part.token_ids, part.lengths, self._temperature, mask=part.loss_mask
             ).logprobs
-            result[rows.to(device), : found.shape[1]] = found.to(result.dtype)
-        return result
+
+        device = next(self._model.parameters()).device
+        return in_micro_batches(batch, run, device=device, max_tokens=self._max_tokens)
 
 
 class ServerTeacher:

@@ -197,15 +197,9 @@ class LocalWorker:
 
     @torch.no_grad()
     def _forward(self, batch: Batch, run: Forward) -> Tensor:
-        """``run`` over micro-batches, put back into ``[B, T]`` in the order of ``batch``."""
-        device = self._actor.device
-        result = torch.zeros(batch.token_ids.shape, device=device)
-        for rows in batch.micro_batches(self._config.ppo_max_token_len_per_gpu):
-            part = batch.select(rows).to(device)
-            with self._actor.autocast():
-                computed = run(part, rows)
-            result[rows.to(device), : computed.shape[1]] = computed.to(result.dtype)
-        return result
+        with self._actor.autocast():
+            budget = self._config.ppo_max_token_len_per_gpu
+            return in_micro_batches(batch, run, device=self._actor.device, max_tokens=budget)
 
     def _token_logprobs(
         self, model: nn.Module, part: Batch, *, with_entropy: bool = False
@@ -377,6 +371,17 @@ class LocalWorker:
         if self._critic is not None:
             self._critic.load_state_dict(state["critic"])
         self._order.set_state(state["order"].cpu())
+
+
+def in_micro_batches(
+    batch: Batch, run: Forward, *, device: torch.device, max_tokens: int
+) -> Tensor:
+    """``run`` over micro-batches, put back into ``[B, T]`` in the order of ``batch``."""
+    result = torch.zeros(batch.token_ids.shape, device=device)
+    for rows in batch.micro_batches(max_tokens):
+        computed = run(batch.select(rows).to(device), rows)
+        result[rows.to(device), : computed.shape[1]] = computed.to(result.dtype)
+    return result
 
 
 def optimizer_steps(

@@ -217,7 +217,7 @@ def test_vllms_words_become_ours(finish, reason, expected):
             {"version": "4", "start": 2, "end": 3},
         ],
     }
-    completion = _completion(choice, PARAMS)
+    completion = _completion(choice)
     assert (completion.finish, completion.stop) == expected
     assert completion.logprobs == (-0.5, -1.0, -2.0)
     assert completion.versions == ((0, 3), (2, 4))

@@ -64,7 +64,6 @@ async def running(folder, log_folder, rollout=None):
     engine = open_vllm(
         rollout or settings(),
         folder,
-        tokenizer=None,
         max_model_len=WINDOW,
         dtype="float32",
         device="cpu",

@@ -252,7 +252,7 @@ class Session:
     async def _sample(self, node: Node, ask: Ask, tools: Tools, on_text: OnText | None) -> Answer:
         try:
             budget, exhausted = self._budget(node, ask)
-            params = self._params(node, ask, budget)
+            params = self._params(ask, budget)
             hold = ("<tool_call>",) if tools else ()
             shown = None if tools and self.renderer.parses else on_text
             completion = await self._generate(node, params, shown, hold)
@@ -296,7 +296,7 @@ class Session:
             return own, None  # the agent or its turn's limit stopped it, and it may go on
         return min(context, response), Outcome.CONTEXT if context < response else Outcome.LENGTH
 
-    def _params(self, node: Node, ask: Ask, budget: int) -> SamplingParams:
+    def _params(self, ask: Ask, budget: int) -> SamplingParams:
         sampling = self.sampling
         if self.obey_sampling:
             sampling = replace(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -79,6 +80,29 @@ class HeadPreparation:
             torch.addcmul(query * cos, query.roll(half, -1), turn),
             torch.addcmul(key * cos, key.roll(half, -1), turn),
         )
+
+
+class StepTokens(Protocol):
+    """What a runner sees of a step: its tokens, and attention over the cache for each layer."""
+
+    token_ids: Tensor  # [T]
+    positions: Tensor  # [T]
+    rows: int
+    """Decoding rows; their tokens come first."""
+    native: Native | None
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        prepare: HeadPreparation | None = None,
+    ) -> Tensor:
+        """Store ``key`` and ``value`` ``[T, Hkv, D]``, attend with ``query[T, H, D]``."""
 
 
 class StepBatch:

@@ -25,10 +25,12 @@ from torch import Tensor
 
 from agent_r1.rollout.engines.embedded_attention import (
     HeadPreparation,
+    StepTokens,
     masked_attention,
     visible,
 )
 from agent_r1.rollout.engines.embedded_cache import SlotCache
+from agent_r1.rollout.engines.embedded_native import Native
 from agent_r1.rollout.engines.embedded_sampler import (
     RowSampling,
     inverse_cdf,
@@ -99,7 +101,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        forward: Callable[[Any], Tensor],
+        forward: Callable[[StepTokens], Tensor],
         cache: SlotCache,
         device: torch.device,
         make_recorder: Callable[[], Recorder],
@@ -192,10 +194,9 @@ def _sample(logits: Tensor, draws: Tensor, temperature: Tensor) -> tuple[Tensor,
 class _DecodeBatch:
     """What a runner sees of a recorded step: one token for each row, at its own position."""
 
-    native = None
-
     def __init__(self, cache: SlotCache, inputs: Tensor, keys: int) -> None:
         self.rows = inputs.shape[1]
+        self.native: Native | None = None
         self._cache = cache
         self._keys = keys
         self.token_ids = inputs[0].long()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from agent_r1.models.fused import add_norm, compile_once, silu_product
 from agent_r1.models.lora import ADAPTER, is_lora_linear
-from agent_r1.rollout.engines.embedded_attention import HeadPreparation, StepBatch
+from agent_r1.rollout.engines.embedded_attention import HeadPreparation, StepTokens
 from agent_r1.rollout.engines.embedded_native import Native
 
 _FAMILIES = frozenset(
@@ -131,7 +131,7 @@ class LeanRunner:
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor if self._dtype is None else tensor.detach().to(self._dtype)
 
-    def forward(self, batch: StepBatch) -> Tensor:
+    def forward(self, batch: StepTokens) -> Tensor:
         base = self._twin.model
         hidden = F.embedding(batch.token_ids, base.embed_tokens.weight)
         cos, sin = base.rotary_emb(hidden, batch.positions[None])

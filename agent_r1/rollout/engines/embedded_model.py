@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from agent_r1.errors import EngineError
-from agent_r1.rollout.engines.embedded_attention import StepBatch
+from agent_r1.rollout.engines.embedded_attention import StepTokens
 from agent_r1.rollout.engines.embedded_lean import LeanRunner, addresses, is_lean
 
 _ATTENTION_NAME = "agent_r1_slots"
@@ -28,7 +28,7 @@ _current = threading.local()
 class Runner(Protocol):
     """Turns the tokens of a step into the logits ``[rows, V]`` of its decoding rows."""
 
-    def forward(self, batch: StepBatch) -> Tensor: ...
+    def forward(self, batch: StepTokens) -> Tensor: ...
 
     def refresh(self) -> bool:
         """Look the weights up again and derive what is derived; whether anything moved."""
@@ -49,7 +49,7 @@ class TransformersRunner:
                 "use a model class of transformers that has the attention interface"
             ) from error
 
-    def forward(self, batch: StepBatch) -> Tensor:
+    def forward(self, batch: StepTokens) -> Tensor:
         _current.batch = batch
         try:
             output = self._twin(
@@ -196,7 +196,7 @@ def _slot_attention(
     """The attention function that transformers calls: ``[1, H, T, D]`` in, ``[1, T, H, D]`` out."""
     if others.get("s_aux") is not None:
         raise EngineError("the embedded engine has no attention sinks; use another model")
-    batch: StepBatch = _current.batch
+    batch: StepTokens = _current.batch
     out = batch.attend(
         module.layer_idx,
         query[0].transpose(0, 1),

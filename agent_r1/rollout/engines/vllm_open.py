@@ -20,7 +20,6 @@ def open_vllm(
     rollout: RolloutConfig,
     model: Path,
     *,
-    tokenizer: Path | None,
     max_model_len: int,
     dtype: str,
     device: str,
@@ -35,7 +34,7 @@ def open_vllm(
             raise ConfigError(
                 f"rollout.name=vllm reads a model folder, and {model} is none; download it first"
             )
-        words = command(rollout, model, tokenizer or model, max_model_len, dtype, device)
+        words = command(rollout, model, max_model_len, dtype, device)
         environ = environment(settings, device)
         replicas = [
             Replica(
@@ -56,7 +55,6 @@ def open_vllm(
 def command(
     rollout: RolloutConfig,
     model: Path,
-    tokenizer: Path,
     max_model_len: int,
     dtype: str,
     device: str,
@@ -68,7 +66,6 @@ def command(
     """
     settings = rollout.vllm
     options = {
-        "--tokenizer": str(tokenizer),
         "--dtype": dtype,
         "--max-model-len": str(max_model_len),
         "--max-num-seqs": str(rollout.max_num_seqs),

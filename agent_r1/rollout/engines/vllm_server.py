@@ -50,7 +50,7 @@ class VLLMServer:
         choice = answer["choices"][0]
         if choice["finish_reason"] not in ("stop", "length"):
             raise Unreachable(f"{self.url} ended a request with {choice['finish_reason']!r}")
-        return _completion(choice, params)
+        return _completion(choice)
 
     async def update(
         self, infos: Sequence[Mapping[str, Any]], version: int, *, keep_cache: bool
@@ -147,7 +147,7 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     }
 
 
-def _completion(choice: Mapping[str, Any], params: SamplingParams) -> Completion:
+def _completion(choice: Mapping[str, Any]) -> Completion:
     ids = tuple(choice["token_ids"])
     logprobs = tuple(float(entry["logprob"]) for entry in choice["logprobs"]["content"])
     reason = choice["stop_reason"]

@@ -11,11 +11,10 @@ import asyncio
 import contextlib
 import os
 import tempfile
-import threading
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
@@ -26,11 +25,10 @@ from agent_r1.errors import ConfigError, ToolError
 from agent_r1.registry import nearest
 from agent_r1.tool.base import BaseTool, ToolResult, call_context
 from agent_r1.tool.text import truncate
+from agent_r1.tool.threads import LoopThread
 
 if TYPE_CHECKING:
     from mcp import Client
-
-T = TypeVar("T")
 
 
 class McpServerConfig(Section):
@@ -108,7 +106,7 @@ def open_mcp_servers(servers: Mapping[str, Mapping[str, Any]]) -> Iterator[list[
     except ImportError as error:
         raise ConfigError("tool.mcp needs the mcp package: pip install 'agent-r1[mcp]'") from error
     configs = {name: read_server(name, options) for name, options in servers.items()}
-    thread = _LoopThread()
+    thread = LoopThread("agent-r1-mcp")
     opened = [McpServer(name, config, thread) for name, config in configs.items()]
     try:
         tools: list[BaseTool] = [tool for server in opened for tool in server.discover()]
@@ -176,7 +174,7 @@ class McpTool(BaseTool):
 class McpServer:
     """One server: its connections, the shared one or one per trajectory, and calls over them."""
 
-    def __init__(self, name: str, config: McpServerConfig, thread: _LoopThread) -> None:
+    def __init__(self, name: str, config: McpServerConfig, thread: LoopThread) -> None:
         self.name = name
         self.config = config
         self._thread = thread
@@ -372,25 +370,3 @@ def _block_text(block: Any) -> str:
             return f"[resource {block.uri}: {block.name}]"
     kind = getattr(block, "mime_type", "unknown")
     return f"[{block.type} {kind}, {len(getattr(block, 'data', '')) * 3 // 4} bytes]"
-
-
-class _LoopThread:
-    """An event loop in a daemon thread; coroutines are handed to it from anywhere."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="agent-r1-mcp", daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(call, self._loop)
-
-    def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-        self._loop.close()
