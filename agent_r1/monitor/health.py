@@ -104,8 +104,9 @@ CHECKS = (
         ("rollout/uniform_groups",),
         _above(0.8),
         "in {now:.0%} of the groups all members score the same",
-        "Such groups have no advantage and teach nothing; try easier or harder tasks, or more"
-        " members in a group.",
+        "Such groups have no advantage and teach nothing. With a high reward the tasks are solved,"
+        " and harder ones would teach more; with a low one try easier tasks, or more members in a"
+        " group.",
     ),
     Check(
         "failed trajectories",

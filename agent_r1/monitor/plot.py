@@ -12,6 +12,8 @@ from agent_r1.monitor.run import METRICS_FILE, load_metrics
 
 CURVE_FILE = "curve.png"
 
+_NOTHING = 1e-6
+"""Below this a value on a second axis is drawn as the axis itself."""
 _INK, _MUTED, _GRID = "#1f2937", "#6b7280", "#e5e7eb"
 _GREEN, _BLUE, _ORANGE, _PURPLE, _RED = "#059669", "#2563eb", "#ea580c", "#7c3aed", "#dc2626"
 
@@ -69,7 +71,7 @@ PANELS = (
         ),
     ),
     PanelSpec(
-        "Entropy and distance",
+        "Entropy and KL",
         (
             Series("entropy (nats)", ("actor/entropy",), _PURPLE),
             Series(
@@ -153,13 +155,15 @@ def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> Non
 def _with_data(
     panel: PanelSpec, lines: Sequence[dict[str, float]]
 ) -> list[tuple[Series, list[tuple[float, float]]]]:
-    """The series with data. One that repeats an earlier one tells nothing: rewards of 0 and 1
-    are the success.
+    """The series with data. One that repeats an earlier one tells nothing (rewards of 0 and 1
+    are the success), and neither does a second axis for what is 0 throughout (the KL of steps
+    that are one update).
     """
     found: list[tuple[Series, list[tuple[float, float]]]] = []
     for series in panel.series:
         points = _points(series, lines)
-        if points and all(points != earlier for _, earlier in found):
+        idle = series.right and all(abs(value) < _NOTHING for _, value in points)
+        if points and not idle and all(points != earlier for _, earlier in found):
             found.append((series, points))
     return found
 

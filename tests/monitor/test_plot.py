@@ -68,7 +68,7 @@ def test_a_run_of_reinforcement_learning_has_four_panels(tmp_path, drawn):
         "Success and reward",
         "Tool use",
         "Length of a trajectory",
-        "Entropy and distance",
+        "Entropy and KL",
     ]
     validation = lines_of(figure)["validation"]
     assert list(validation.get_xdata()) == [0, 10, 20, 30, 40]
@@ -90,8 +90,18 @@ def test_a_reward_that_is_the_success_is_not_drawn_twice(tmp_path, drawn):
     )
 
 
+def test_a_second_axis_for_nothing_is_not_drawn(tmp_path, drawn):
+    rows = [(i, {"actor/entropy": 0.5, "actor/ppo_kl": kl}) for i, kl in ((1, 0.0), (2, 1e-9))]
+    write(tmp_path, rows)
+    plot_curve(tmp_path)
+    assert list(lines_of(drawn[0])) == ["entropy (nats)"] and len(drawn[0].axes) == 1
+    write(tmp_path, [*rows, (3, {"actor/entropy": 0.5, "actor/ppo_kl": 0.01})])
+    plot_curve(tmp_path)
+    assert "KL to the policy before the step" in lines_of(drawn[1])
+
+
 def test_sizes_start_at_zero(tmp_path, drawn):
-    write(tmp_path, [(i, {"response_length/mean": 40 + i, "num_turns/mean": 0}) for i in (1, 2)])
+    write(tmp_path, [(i, {"response_length/mean": 40 + i, "num_turns/mean": 2}) for i in (1, 2)])
     plot_curve(tmp_path)
     assert [axis.get_ylim()[0] for axis in drawn[0].axes] == [0, 0]
 
