@@ -24,12 +24,11 @@ class Refused(Exception):
 @dataclass(slots=True, eq=False)
 class _Waiter:
     granted: asyncio.Future[None]
-    size: int
 
 
 @dataclass(slots=True)
 class Admission:
-    """At most ``slots`` requests run; at most ``entries`` of ``bytes`` together wait.
+    """At most ``slots`` requests run and ``entries`` wait; all bodies together have ``bytes``.
 
     Belongs to one event loop. :meth:`enter` and :meth:`leave` come in pairs.
     """
@@ -38,7 +37,8 @@ class Admission:
     entries: int
     bytes: int
     running: int = 0
-    waiting_bytes: int = 0
+    held_bytes: int = 0
+    """Bodies of requests that are being received, wait or run."""
     draining: bool = False
     _queue: deque[_Waiter] = field(default_factory=deque)
     _seconds: float = 0.1
@@ -53,17 +53,17 @@ class Admission:
         """Whole seconds after which the queue has probably moved on, between 1 and 30."""
         return min(30, max(1, round(self.waiting * self._seconds / self.slots)))
 
-    async def enter(self, size: int, patience: float) -> float:
+    async def enter(self, patience: float) -> float:
         """Wait for a slot; the seconds waited. Raises :class:`Refused`."""
         if self.draining:
             raise Refused("draining", "the sandbox is shutting down; ask another one")
         if self.running < self.slots and not self._queue:
             self.running += 1
             return 0.0
-        if self.waiting >= self.entries or self.waiting_bytes + size > self.bytes:
+        if self.waiting >= self.entries:
             raise Refused("full", f"the queue is full with {self.waiting} requests; ask later")
         started = time.perf_counter()
-        await self._wait(size, patience)
+        await self._wait(patience)
         return time.perf_counter() - started
 
     def leave(self, seconds: float) -> None:
@@ -71,7 +71,6 @@ class Admission:
         self._seconds += 0.05 * (seconds - self._seconds)
         while self._queue:
             waiter = self._queue.popleft()
-            self.waiting_bytes -= waiter.size
             if not waiter.granted.done():
                 waiter.granted.set_result(None)
                 return
@@ -82,14 +81,12 @@ class Admission:
         self.draining = True
         while self._queue:
             waiter = self._queue.popleft()
-            self.waiting_bytes -= waiter.size
             _refuse(waiter, "draining", "the sandbox is shutting down; ask another one")
 
-    async def _wait(self, size: int, patience: float) -> None:
+    async def _wait(self, patience: float) -> None:
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(loop.create_future(), size)
+        waiter = _Waiter(loop.create_future())
         self._queue.append(waiter)
-        self.waiting_bytes += size
         late = f"no slot became free within {patience:g} s; add sandboxes or lower the load"
         timer = loop.call_later(patience, _refuse, waiter, "late", late)
         try:
@@ -104,9 +101,33 @@ class Admission:
         """A waiter that will not run: out of the queue, or its slot to the next."""
         if waiter in self._queue:
             self._queue.remove(waiter)
-            self.waiting_bytes -= waiter.size
         elif not waiter.granted.cancelled() and waiter.granted.exception() is None:
             self.leave(self._seconds)  # cancelled in the very moment in which its slot came
+
+
+@dataclass(slots=True)
+class Hold:
+    """The bytes of one request's body, reserved before they are read."""
+
+    admission: Admission
+    size: int = 0
+
+    def reserve(self, size: int) -> None:
+        """As many bytes in all. Raises :class:`Refused`."""
+        more = size - self.size
+        if more <= 0:
+            return
+        admission = self.admission
+        if admission.held_bytes + more > admission.bytes:
+            held = admission.held_bytes
+            raise Refused("full", f"requests of {held} bytes are held already; ask later")
+        admission.held_bytes += more
+        self.size = size
+
+    def release(self) -> None:
+        """The body is needed no more."""
+        self.admission.held_bytes -= self.size
+        self.size = 0
 
 
 def _refuse(waiter: _Waiter, reason: str, message: str) -> None:

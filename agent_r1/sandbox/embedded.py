@@ -5,7 +5,7 @@ With ``isolation="strict"``, the default, a program
 - sees a read-only root of the interpreter, its installed packages, ``/usr/bin`` and the system
   libraries, a made-up ``/etc``, and an empty working directory that is gone afterwards;
 - has user, mount, process, network, IPC, host name and control group namespaces of its own:
-  no other process exists for it, no network, not even a loopback;
+  no other process exists for it, no network but a loopback of its own;
 - has no capabilities and cannot gain any, and a system call filter (see :mod:`.guest.seccomp`);
 - inherits no memory, environment variable or file descriptor of this process: it is forked
   from a clean interpreter that was executed inside the namespaces;

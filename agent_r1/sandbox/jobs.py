@@ -14,6 +14,8 @@ from agent_r1.sandbox.base import RunRequest
 from agent_r1.sandbox.languages import Toolchain, find_toolchain
 
 _CORES = os.cpu_count() or 1
+_ADDRESS_BYTES = 1 << 30
+"""Addresses that an executed program may use for its binary, libraries and stacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ def _job(
         command = toolchain.compile if compiling else toolchain.run
         payload["command"] = [part.format(memory=max(16, megabytes // 2)) for part in command]
         payload["environment"] = dict(toolchain.environment)
+        if not compiling and not toolchain.maps_much:
+            payload["address_bytes"] = 2 * limits.memory_bytes + _ADDRESS_BYTES
         payload["code"] = ""
     return Job(payload, wall)
 

@@ -32,6 +32,8 @@ class Language:
     needs: tuple[str, ...] = ()
     """Binaries to find on the host; by default the first words of both commands."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    maps_much: bool = True
+    """Its programs, or those that they start, map far more memory than they use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Toolchain:
     compile: tuple[str, ...]
     run: tuple[str, ...]
     environment: Mapping[str, str]
+    maps_much: bool
 
 
 _GO: Final = {"GOCACHE": "/tmp/go", "GOPATH": "/tmp/gopath", "GO111MODULE": "auto"}
@@ -56,8 +59,10 @@ _PYTEST: Final = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 LANGUAGES: Final[Mapping[str, Language]] = {
     "bash": Language("main.sh", ("bash", "main.sh")),
-    "c": Language("main.c", ("./main",), ("gcc", "-O2", "main.c", "-o", "main", "-lm")),
-    "cpp": Language("main.cpp", ("./main",), (*_CPP, "-o", "main")),
+    "c": Language(
+        "main.c", ("./main",), ("gcc", "-O2", "main.c", "-o", "main", "-lm"), maps_much=False
+    ),
+    "cpp": Language("main.cpp", ("./main",), (*_CPP, "-o", "main"), maps_much=False),
     "csharp": Language("main.cs", ("mono", "main.exe"), ("mcs", "-out:main.exe", "main.cs")),
     "cuda": Language("main.cu", ("./main",), ("nvcc", "main.cu", "-o", "main")),
     "D_ut": Language("main.d", ("./main",), ("dmd", "-unittest", "-main", "main.d", "-of=main")),
@@ -68,15 +73,17 @@ LANGUAGES: Final[Mapping[str, Language]] = {
     "julia": Language("main.jl", ("julia", "--startup-file=no", "main.jl")),
     "kotlin_script": Language("main.kts", ("kotlin", "main.kts")),
     "lean": Language("main.lean", ("lean", "main.lean")),
-    "lua": Language("main.lua", ("lua", "main.lua")),
+    "lua": Language("main.lua", ("lua", "main.lua"), maps_much=False),
     "nodejs": Language("main.js", ("node", "main.js")),
-    "perl": Language("main.pl", ("perl", "main.pl")),
-    "php": Language("main.php", ("php", "main.php")),
-    "pytest": Language("test_main.py", (sys.executable, *_PYTEST, "test_main.py")),
+    "perl": Language("main.pl", ("perl", "main.pl"), maps_much=False),
+    "php": Language("main.php", ("php", "main.php"), maps_much=False),
+    "pytest": Language("test_main.py", (sys.executable, *_PYTEST, "test_main.py"), maps_much=False),
     "R": Language("main.R", ("Rscript", "--vanilla", "main.R")),
     "racket": Language("main.rkt", ("racket", "main.rkt")),
     "ruby": Language("main.rb", ("ruby", "main.rb")),
-    "rust": Language("main.rs", ("./main",), ("rustc", "-O", "main.rs", "-o", "main")),
+    "rust": Language(
+        "main.rs", ("./main",), ("rustc", "-O", "main.rs", "-o", "main"), maps_much=False
+    ),
     "scala": Language("main.scala", ("scala", "Main"), ("scalac", "main.scala")),
     "swift": Language("main.swift", ("./main",), ("swiftc", "main.swift", "-o", "main")),
     "typescript": Language("main.ts", ("tsx", "main.ts")),
@@ -122,7 +129,7 @@ def find_toolchain(name: str) -> Toolchain:
         commands.append(command)
     environment = layout.environment() | dict(language.environment)
     environment["PATH"] = ":".join(dict.fromkeys(folders))
-    return Toolchain(language.source, commands[0], commands[1], environment)
+    return Toolchain(language.source, commands[0], commands[1], environment, language.maps_much)
 
 
 def _resolve(language: str, binary: str) -> str:

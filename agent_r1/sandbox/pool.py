@@ -281,6 +281,7 @@ class ZygotePool:
                 "first_id": ids.first if ids is not None else None,
                 "readable": shown["binds"] if self._settings.level == "landlock" else None,
                 "scratch": scratch,
+                "counted": self._group is not None,
             },
         }
 

@@ -123,6 +123,10 @@ def _server(
 ) -> uvicorn.Server:
     import uvicorn
 
+    from agent_r1.sandbox.receiving import Bounds, bounded
+
+    policy = service.policy
+
     class Server(uvicorn.Server):
         """Uvicorn, with a word to the outside when it starts and to the queue when it stops."""
 
@@ -155,7 +159,7 @@ def _server(
         uvicorn.Config(
             service,
             loop="uvloop",
-            http="httptools",
+            http=bounded(Bounds(policy.header_bytes, policy.header_seconds, policy.body_seconds)),
             ws="none",
             lifespan="off",
             access_log=False,

@@ -46,7 +46,7 @@ from agent_r1.errors import (
     SandboxUnavailable,
 )
 from agent_r1.sandbox import jupyter, metrics, wire
-from agent_r1.sandbox.admission import Admission, Refused
+from agent_r1.sandbox.admission import Admission, Hold, Refused
 from agent_r1.sandbox.base import Executor, RunRequest, RunResult
 from agent_r1.sandbox.jobs import RequestError
 
@@ -71,9 +71,16 @@ class ServicePolicy:
     """Programs at once; ``None``: as many as the executor says it has, else one per core."""
     queue_entries: int = 10_000
     queue_bytes: int = 512 << 20
+    """Of the bodies of all requests that are being received, wait or run."""
     queue_seconds: float = 300.0
     """How long a request may wait for a slot before 504."""
     body_bytes: int = 64 << 20
+    header_bytes: int = 64 << 10
+    """Request line and headers together."""
+    header_seconds: float = 30.0
+    """How long they may take to arrive, from the connection on."""
+    body_seconds: float = 120.0
+    """How long a body may take to arrive."""
     run_seconds: float = 3600.0
     """The largest time limit that a request may ask for; also of compilation."""
     memory_bytes: int = 64 << 30
@@ -91,6 +98,10 @@ class ServicePolicy:
         for name in (
             "queue_seconds",
             "body_bytes",
+            "queue_bytes",
+            "header_bytes",
+            "header_seconds",
+            "body_seconds",
             "run_seconds",
             "memory_bytes",
             "output_bytes",
@@ -103,6 +114,14 @@ class ServicePolicy:
             raise ConfigError(f"slots is {self.slots}; a sandbox needs at least 1")
         if self.token == "":
             raise ConfigError("the token is empty; give one or leave it out")
+
+    def limits(self) -> dict[str, float]:
+        """Every number of the door, for clients to see; the token is not among them."""
+        return {
+            name: value
+            for name in self.__dataclass_fields__
+            if isinstance(value := getattr(self, name), int | float)
+        }
 
 
 class SessionBody(msgspec.Struct):
@@ -125,6 +144,9 @@ class _Reply:
     retry_after: int | None = None
 
 
+Handler = Callable[[Scope, Receive, Hold], Awaitable[_Reply]]
+
+
 class SandboxService:
     """The ASGI application. ``executor`` stays the caller's to close."""
 
@@ -140,7 +162,7 @@ class SandboxService:
         self._pod = os.environ.get("MY_POD_NAME")
         self._token = None if self.policy.token is None else f"Bearer {self.policy.token}".encode()
         self._session_decoder = msgspec.json.Decoder(SessionBody)
-        self._routes: dict[tuple[str, str], Callable[[Scope, Receive], Awaitable[_Reply]]] = {
+        self._routes: dict[tuple[str, str], Handler] = {
             ("POST", "/run_code"): self._run_code,
             ("POST", "/run_jupyter"): self._run_jupyter,
             ("POST", "/close_session"): self._close_session,
@@ -174,8 +196,9 @@ class SandboxService:
         await send({"type": "http.response.body", "body": reply.body})
 
     async def _reply(self, scope: Scope, receive: Receive) -> _Reply:
+        hold = Hold(self.admission)
         try:
-            return await self._route(scope)(scope, receive)
+            return await self._route(scope)(scope, receive, hold)
         except _Answer as answer:
             return _failure(answer)
         except (wire.InvalidRequest, RequestError) as error:
@@ -186,8 +209,10 @@ class SandboxService:
             logger.exception("a bug in the sandbox service")
             text = "the sandbox service has a bug; its log says more"
             return _failure(_Answer(500, "bug", text))
+        finally:
+            hold.release()
 
-    def _route(self, scope: Scope) -> Callable[[Scope, Receive], Awaitable[_Reply]]:
+    def _route(self, scope: Scope) -> Handler:
         method, path = scope["method"], scope["path"]
         handler = self._routes.get((method, path))
         if handler is None:
@@ -200,8 +225,8 @@ class SandboxService:
                 raise _Answer(401, "unauthorized", "send the header 'Authorization: Bearer TOKEN'")
         return handler
 
-    async def _run_code(self, scope: Scope, receive: Receive) -> _Reply:
-        data = await self._body(scope, receive)
+    async def _run_code(self, scope: Scope, receive: Receive, hold: Hold) -> _Reply:
+        data = await self._body(scope, receive, hold)
         body = wire.decode_request(data)
         request = wire.to_request(body)
         self._check(request)
@@ -209,36 +234,36 @@ class SandboxService:
             text = "the session lived in a sandbox process that is gone; its state is lost"
             raise _Answer(409, "session_lost", text)
         try:
-            result = await self._run(request, len(data), receive)
+            result = await self._run(request, receive)
         except SandboxError as error:
             return self._broken(error, wire.RunCodeResponse(status="SandboxError"))
         response = wire.from_result(result, self.instance)
         response.executor_pod_name = self._pod
         return _Reply(wire.encode(response))
 
-    async def _run_jupyter(self, scope: Scope, receive: Receive) -> _Reply:
-        data = await self._body(scope, receive)
+    async def _run_jupyter(self, scope: Scope, receive: Receive, hold: Hold) -> _Reply:
+        data = await self._body(scope, receive, hold)
         body = jupyter.decode_request(data)
         request = jupyter.to_request(body)
         self._check(request)
         try:
-            result = await self._run(request, len(data), receive)
+            result = await self._run(request, receive)
         except SandboxError as error:
             return self._broken(error, jupyter.RunJupyterResponse(status="SandboxError"))
         response = jupyter.from_result(result, len(body.cells))
         response.executor_pod_name = self._pod
         return _Reply(wire.encode(response))
 
-    async def _close_session(self, scope: Scope, receive: Receive) -> _Reply:
-        data = await self._body(scope, receive)
+    async def _close_session(self, scope: Scope, receive: Receive, hold: Hold) -> _Reply:
+        data = await self._body(scope, receive, hold)
         session = wire.decode_body(data, self._session_decoder).session
         await asyncio.to_thread(self.executor.close_session, session)
         return _Reply(b'{"status":"closed"}')
 
-    async def _ping(self, scope: Scope, receive: Receive) -> _Reply:
+    async def _ping(self, scope: Scope, receive: Receive, hold: Hold) -> _Reply:
         return _Reply(b'"pong"')
 
-    async def _health(self, scope: Scope, receive: Receive) -> _Reply:
+    async def _health(self, scope: Scope, receive: Receive, hold: Hold) -> _Reply:
         draining = self.admission.draining
         state = {
             "status": "draining" if draining else "ok",
@@ -248,23 +273,35 @@ class SandboxService:
             "running": self.admission.running,
             "waiting": self.admission.waiting,
             "isolation": str(getattr(self.executor, "isolation", "unknown")),
+            "limits": self.policy.limits(),
         }
         return _Reply(wire.encode(state), 503 if draining else 200)
 
-    async def _metrics(self, scope: Scope, receive: Receive) -> _Reply:
+    async def _metrics(self, scope: Scope, receive: Receive, hold: Hold) -> _Reply:
         gauges = {
             "slots": float(self.slots),
             "running": float(self.admission.running),
             "waiting": float(self.admission.waiting),
-            "waiting_bytes": float(self.admission.waiting_bytes),
+            "held_bytes": float(self.admission.held_bytes),
         }
         return _Reply(self.metrics.text(gauges).encode(), content_type=metrics.CONTENT_TYPE)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive, hold: Hold) -> bytes:
+        """Read the body, of which no byte is read before there is room for all of it.
+
+        Without a length there must be room for every piece.
+        """
+        try:
+            return await self._read(scope, receive, hold)
+        except Refused as refused:
+            self._refuse(refused.reason, str(refused))
+
+    async def _read(self, scope: Scope, receive: Receive, hold: Hold) -> bytes:
         limit = self.policy.body_bytes
         length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
         if not length.isdigit() or int(length) > limit:
             raise _Answer(413, "too_large", f"a body may have at most {limit} bytes")
+        hold.reserve(int(length))
         chunks: list[bytes] = []
         size, more = 0, True
         while more:
@@ -275,6 +312,7 @@ class SandboxService:
             size += len(chunks[-1])
             if size > limit:
                 raise _Answer(413, "too_large", f"a body may have at most {limit} bytes")
+            hold.reserve(size)
             more = message.get("more_body", False)
         return b"".join(chunks)
 
@@ -293,11 +331,11 @@ class SandboxService:
                 text = f"{name} is {value:g}; this sandbox allows at most {most:g}"
                 raise wire.InvalidRequest(text, (name,))
 
-    async def _run(self, request: RunRequest, size: int, receive: Receive) -> RunResult:
+    async def _run(self, request: RunRequest, receive: Receive) -> RunResult:
         """Queue, run, count; stop early when the client hangs up."""
         watch = _Watch(receive)
         try:
-            waited = await self.admission.enter(size, self.policy.queue_seconds)
+            waited = await self.admission.enter(self.policy.queue_seconds)
             started = time.perf_counter()
             try:
                 result = await self.executor.arun(request)

@@ -2,7 +2,6 @@
 
 import marshal
 import os
-import time
 
 import pytest
 from hypothesis import given
@@ -65,105 +64,10 @@ def test_fetched_files_share_the_limit_and_odd_names_cost_only_themselves(execut
     }
 
 
-def test_a_session_cannot_find_the_collectors_memory(executor):
-    """A thread looks for it all the time; the collector reads files while it does."""
-    look = """
-import os, threading
-def look():
-    while True:
-        for pid in os.listdir('/proc'):
-            try:
-                for fd in os.listdir(f'/proc/{pid}/fd'):
-                    place = f'/proc/{pid}/fd/{fd}'
-                    if 'memfd:files' in os.readlink(place):
-                        os.pwrite(os.open(place, os.O_RDWR), b'FORGED' * 9, 0)
-            except OSError:
-                pass
-threading.Thread(target=look, daemon=True).start()
-open('a', 'w').write('true')
-"""
-    executor.run(RunRequest(code=look, session="forger", fetch_files=("a",)))
-    for _ in range(3):
-        result = executor.run(RunRequest(code="pass", session="forger", fetch_files=("a",)))
-        assert result.files == {"a": b"true"}
-    executor.close_session("forger")
+# --- how runs end ----------------------------------------------------------------------------
 
 
-# --- sessions, counters ---------------------------------------------------------------------
-
-
-def test_no_timer_wakes_a_stopped_session(executor):
-    code = """
-import ctypes
-libc = ctypes.CDLL(None, use_errno=True)
-timer = ctypes.c_void_p()
-print(libc.timer_create(1, None, ctypes.byref(timer)), ctypes.get_errno())
-import fcntl
-try:
-    fcntl.fcntl(0, 10, 18)
-    print('armed')
-except OSError as error:
-    print(error.errno)
-"""
-    result = run(executor, code)
-    assert result.stdout.split() == ["-1", "38", "1"], result
-
-
-def test_processes_that_wake_each_other_do_not_outlive_a_cell(executor):
-    """Either they stand still between cells or the session is ended; they never count on."""
-    code = """
-import os, signal, mmap, time
-shared = mmap.mmap(-1, 8)
-shared[:] = bytes(8)
-first = os.getpid()
-pids = [first]
-for _ in range(3):
-    pid = os.fork()
-    if pid == 0:
-        while True:
-            for other in pids:
-                os.kill(other, signal.SIGCONT)
-            count = int.from_bytes(shared[:], 'little') + 1
-            shared[:] = count.to_bytes(8, 'little')
-    pids.append(pid)
-time.sleep(0.2)
-"""
-    executor.run(RunRequest(code=code, session="waker"))
-    time.sleep(0.1)
-    ask = "print(int.from_bytes(shared[:], 'little'))"
-    first = executor.run(RunRequest(code=f"{ask}", session="waker"))
-    if first.status is RunStatus.SUCCESS:  # stood still: nothing is counted while nobody runs
-        before = int(first.stdout)
-        time.sleep(0.6)
-        stopped = executor.run(
-            RunRequest(code="import time; began = time.time()\n" + ask, session="waker")
-        )
-        if stopped.status is RunStatus.SUCCESS:
-            assert int(stopped.stdout) - before < 50_000
-    executor.close_session("waker")
-
-
-def test_a_memory_kill_of_a_child_is_not_charged_to_the_next_program(executor):
-    greedy = """
-import os
-pids = []
-for _ in range(4):
-    pid = os.fork()
-    if pid == 0:
-        held = bytearray(96 << 20)
-        import time; time.sleep(1); os._exit(0)
-    pids.append(pid)
-for pid in pids:
-    os.waitpid(pid, 0)
-"""
-    run(executor, greedy, limits={"memory_bytes": 256 << 20})
-    after = run(executor, "import os; os.kill(os.getpid(), 9)")
-    assert after.status is RunStatus.KILLED
-
-
-def test_a_program_cannot_claim_to_have_run_out_of_time(executor):
-    code = "import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"
-    assert run(executor, code, limits={"cpu_seconds": 5}).status is not RunStatus.TIMEOUT
+def test_a_program_that_spins_has_run_out_of_time(executor):
     spins = run(executor, "while True: pass", limits={"cpu_seconds": 1, "wall_seconds": 8})
     assert spins.status is RunStatus.TIMEOUT
 

@@ -387,7 +387,28 @@ CONCURRENCY: Final = (
     ),
 )
 
+_SERVER: Final = """
+import socket, threading
+server = socket.create_server(("localhost", 8012))
+def serve():
+    peer, _ = server.accept()
+    peer.sendall(peer.recv(100)[::-1])
+    peer.close()
+threading.Thread(target=serve).start()
+with socket.create_connection(("127.0.0.1", 8012)) as client:
+    client.sendall(b"olleh")
+    print(client.recv(100).decode())
+"""
+
+
+def _server(executor: Executor) -> None:
+    for _ in range(12):  # also on a port that the program before has used
+        result = run(executor, _SERVER)
+        assert result.stdout == "hello\n", describe(result)
+
+
 LIBRARIES: Final = (
+    Case("server", "a program can serve itself on 127.0.0.1", _server),
     prints(
         "numpy",
         "numpy computes",

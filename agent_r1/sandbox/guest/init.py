@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from agent_r1.sandbox.guest import forker, linux, messages, processes, program, seccomp
+from agent_r1.sandbox.guest.memory import Meter
 from agent_r1.sandbox.guest.session import Session
 
 _FLAGS = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
@@ -44,6 +45,8 @@ class Place:
     readable: tuple[str, ...] | None
     """With rules in place of namespaces: all that is readable."""
     file_bytes: int
+    counted: bool
+    """A control group limits the memory of all processes together."""
 
 
 def main(
@@ -70,12 +73,19 @@ def main(
 
 
 def _mount_proc() -> None:
-    """Our processes only, and of those not even us; older kernels show more."""
+    """Our processes only, and of those not even us; older kernels show more.
+
+    A program may make itself such that ``hidepid`` hides it from us as well, so we keep what
+    lies below open: there all are listed.
+    """
+    linux.mount("proc", "/proc", "proc", _FLAGS)
+    below = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     linux.mount("proc", "/proc", "proc", _FLAGS, "hidepid=2")
     with contextlib.suppress(OSError), open("/proc/sys/user/max_user_namespaces", "w") as file:
         file.write("0")
     with contextlib.suppress(OSError):
         linux.mount("proc", "/proc", "proc", _FLAGS, "hidepid=2,subset=pid")
+    processes.look_from(below)
 
 
 class _Slot:
@@ -97,6 +107,7 @@ class _Slot:
         self._own_box = place.own_namespaces
         self.session: Session | None = None
         self.started = started
+        self._meter = Meter(place.box, place.counted, place.own_namespaces)
         self.pristine = self._box_state()
 
     def _box_state(self) -> tuple[int, ...]:
@@ -139,6 +150,7 @@ class _Slot:
 
     def _run(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
         self.started[0] = 0
+        self._meter.begin()
         began = time.monotonic()
         deadline = began + order.wall_seconds
         fork = self._fork_outside if self.orders is not None else self._fork_here
@@ -204,7 +216,7 @@ class _Slot:
             if time.monotonic() >= deadline:
                 return messages.TIMED_OUT
             watching = True
-            if program.tree_memory() > order.memory_bytes:
+            if self._meter.exceeds(order.memory_bytes):
                 return messages.MEMORY
 
     def _run_session(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
@@ -212,6 +224,7 @@ class _Slot:
         began = time.monotonic()
         session = self.session
         if session is None:
+            self._meter.begin()
             session = self.session = Session(order, self.started)
         session.hand_over(order, descriptors)
         reason = self._wait(session.fileno(), order, began + order.wall_seconds)

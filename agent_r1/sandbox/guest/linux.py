@@ -7,7 +7,9 @@ reported as "this primitive is missing" and not as a number.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
+import socket
 import struct
 from typing import Final
 
@@ -46,6 +48,8 @@ _SYSCALLS: Final = {
     "landlock_add_rule": (445, 445),
     "landlock_restrict_self": (446, 446),
 }
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP: Final = 1
 _ARCHITECTURES: Final = ("x86_64", "aarch64")
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
@@ -140,6 +144,22 @@ def prctl(option: int, value: int, extra: object = 0) -> None:
     third = ctypes.c_ulong(extra) if isinstance(extra, int) else extra
     zero = ctypes.c_ulong(0)
     _check(_libc.prctl(option, ctypes.c_ulong(value), third, zero, zero), f"prctl({option})")
+
+
+def raise_loopback() -> None:
+    """Bring ``lo`` of this network namespace up. Needs to be its owner."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", _IFF_UP)
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
+
+
+def shared_memory() -> int:
+    """Bytes of shared memory on the whole machine: files in memory and shared mappings."""
+    answer = ctypes.create_string_buffer(128)
+    _check(_libc.sysinfo(answer), "sysinfo")
+    pages: int = struct.unpack_from("Q", answer, 48)[0]
+    unit: int = struct.unpack_from("I", answer, 104)[0]
+    return pages * unit
 
 
 def drop_bounding_set() -> None:

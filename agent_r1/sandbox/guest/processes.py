@@ -8,6 +8,8 @@ import signal
 import time
 from typing import Any
 
+PROC = "/proc"
+"""Where every process of the slot is listed, also those that hide from others."""
 _PAUSE = 0.001
 _settings: dict[str, Any] = {"own_namespace": True, "user": None}
 
@@ -17,14 +19,20 @@ def prepare(*, own_namespace: bool, user: int | None) -> None:
     _settings.update(own_namespace=own_namespace, user=user)
 
 
+def look_from(folder: int) -> None:
+    """List processes in this open folder, a ``/proc`` that hides none, from now on."""
+    global PROC
+    PROC = f"/proc/self/fd/{folder}"
+
+
 def listing() -> list[int]:
     """Every process of the slot but init."""
-    numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    numbers = [int(name) for name in os.listdir(PROC) if name.isdigit()]
     if _settings["own_namespace"]:
         return [number for number in numbers if number != 1]
     children: dict[int, list[int]] = {}
     for number in numbers:
-        with contextlib.suppress(OSError), open(f"/proc/{number}/stat") as file:
+        with contextlib.suppress(OSError), open(f"{PROC}/{number}/stat") as file:
             parent = int(file.read().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(number)
     found: list[int] = []
@@ -52,7 +60,7 @@ def signal_all(number: int) -> None:
 def all_stopped() -> bool:
     """Whether every process of the slot but init is stopped, or over."""
     for process in listing():
-        with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as file:
+        with contextlib.suppress(OSError), open(f"{PROC}/{process}/stat") as file:
             if file.read().rpartition(")")[2].split()[0] not in "TtZX":
                 return False
     return True

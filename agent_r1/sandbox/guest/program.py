@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import landlock, linux, messages, processes, python
+from agent_r1.sandbox.guest import landlock, linux, messages, python
 
 _state: dict[str, Any] = {}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -25,7 +25,7 @@ def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) ->
     """Once per slot: measure what a child starts with and set what never changes."""
     with open("/proc/self/statm") as file:
         fields = [int(field) for field in file.read().split()]
-    _state.update(size=fields[0] * _PAGE, data=fields[5] * _PAGE, private=fields[1] - fields[2])
+    _state.update(size=fields[0] * _PAGE, data=fields[5] * _PAGE)
     _state.update(box=box, work=f"{box}/work", user=user, rules=rules, confined=confined)
     if not confined:
         os.environ.update(HOME=_state["work"], TMPDIR=f"{box}/tmp")
@@ -54,19 +54,6 @@ def _count_others(user: int | None, confined: bool) -> int:
                 if os.stat(f"/proc/{name}").st_uid == os.getuid():
                     count += len(os.listdir(f"/proc/{name}/task"))
     return count
-
-
-def tree_memory() -> int:
-    """Bytes that the processes of this slot hold beyond what they were forked with."""
-    pages = 0
-    for process in processes.listing():
-        with contextlib.suppress(OSError), open(f"/proc/{process}/statm") as file:
-            fields = file.read().split()
-            pages += max(0, int(fields[1]) - int(fields[2]) - _state["private"])
-    if not _state["confined"]:
-        return pages * _PAGE
-    used = os.statvfs(_state["box"])
-    return pages * _PAGE + (used.f_blocks - used.f_bfree) * used.f_frsize
 
 
 def read_job(descriptor: int) -> dict[str, Any]:
@@ -128,9 +115,11 @@ def _limit(job: dict[str, Any], memory_bytes: int) -> None:
     set_limit = resource.setrlimit
     if job.get("command"):
         data = memory_bytes
+        space = job.get("address_bytes")
     else:
         data = _state["data"] + memory_bytes
         space = _state["size"] + 2 * memory_bytes
+    if space is not None:
         set_limit(resource.RLIMIT_AS, (space, space))
     set_limit(resource.RLIMIT_DATA, (data, data))
     count = job["processes"] + _state["others"]

@@ -135,13 +135,17 @@ _SELF_ONLY: Final = {
 _CLONE: Final = (56, 220)
 _SOCKET: Final = (41, 198)
 _SETPRIORITY: Final = (141, 140)
+_SETSOCKOPT: Final = (54, 208)
 _PERSONALITY: Final = (135, 92)
 _IOCTL: Final = (16, 29)
 _FCNTL: Final = (72, 25)
 
 _NAMESPACES: Final = 0x7E020080
-_FAMILIES_OWN_NETWORK: Final = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink
-_FAMILIES_NO_NETWORK: Final = (1,)
+_UNIX: Final = 1
+_PROTOCOLS: Final = {2: (0, 6, 17), 10: (0, 6, 17), 16: (0,)}
+"""By family: of IPv4 and IPv6 the usual one, TCP and UDP; of netlink that about routes."""
+_SOL_SOCKET: Final = 1
+_BUFFER_SIZES: Final = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and their forced kinds
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _F_SETPIPE_SZ: Final = 1031
 _F_SETSIG: Final = 10
@@ -183,6 +187,19 @@ def _one_of(values: tuple[int, ...], inside: int, outside: int) -> list[bytes]:
     return [*tests, _op(_RETURN, outside), _op(_RETURN, inside)]
 
 
+def _sockets(own_network: bool) -> list[bytes]:
+    """The families and protocols that programs use; others are kernel code to attack."""
+    refuse, allow = _op(_RETURN, _fail(errno.EAFNOSUPPORT)), _op(_RETURN, _ALLOW)
+    body = [_argument(0), _op(_JUMP_EQUAL, _UNIX, 0, 1), allow]
+    if not own_network:
+        return [*body, refuse]
+    for family, protocols in _PROTOCOLS.items():
+        judge = _one_of(protocols, _ALLOW, _fail(errno.EPROTONOSUPPORT))
+        block = [_argument(2), *judge]
+        body += [_op(_JUMP_EQUAL, family, 0, len(block)), *block]
+    return [*body, refuse]
+
+
 def build_filter(*, own_network: bool = True, own_processes: bool = True) -> bytes:
     """The classic BPF program for this machine.
 
@@ -214,12 +231,13 @@ def build_filter(*, own_network: bool = True, own_processes: bool = True) -> byt
         _op(_RETURN, eperm),
         _op(_RETURN, allow),
     ]
-    families = _FAMILIES_OWN_NETWORK if own_network else _FAMILIES_NO_NETWORK
     priority = [_argument(0), _op(_JUMP_EQUAL, 0, 1, 0), _op(_RETURN, eperm), _argument(1)]
     plain = (0, 0x0040000, 0xFFFFFFFF)  # Linux, no address randomisation, "tell me"
     program += _when_number(_CLONE[arch], namespaces)
+    program += _when_number(_SOCKET[arch], _sockets(own_network))
+    buffers = [_argument(1), _op(_JUMP_EQUAL, _SOL_SOCKET, 1, 0), _op(_RETURN, allow)]
     program += _when_number(
-        _SOCKET[arch], [_argument(0), *_one_of(families, allow, _fail(errno.EAFNOSUPPORT))]
+        _SETSOCKOPT[arch], [*buffers, _argument(2), *_one_of(_BUFFER_SIZES, _fail(0), allow)]
     )
     program += _when_number(_SETPRIORITY[arch], [*priority, *_one_of((0,), allow, eperm)])
     program += _when_number(_PERSONALITY[arch], [_argument(0), *_one_of(plain, allow, eperm)])

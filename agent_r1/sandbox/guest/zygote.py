@@ -29,6 +29,12 @@ from agent_r1.sandbox.guest import forker, init, linux, messages, python, root, 
 from agent_r1.sandbox.guest.supervisor import NAMESPACES, write_maps
 
 _PROGRAM_ID = 1000
+_NETWORK = (
+    ("tcp_rmem", "4096 65536 131072"),
+    ("tcp_wmem", "4096 65536 131072"),
+    ("tcp_max_tw_buckets", "0"),
+    ("ip_unprivileged_port_start", "1"),
+)
 
 
 def main() -> NoReturn:
@@ -175,8 +181,22 @@ def _enter_namespaces(spec: dict[str, Any], gate: socket.socket) -> init.Place:
         os.setresuid(0, 0, 0)
     linux.mount("", "/", "", linux.MS_REC | linux.MS_PRIVATE)
     socket.sethostname("sandbox")
+    _set_up_network()
     user = None if spec["single_id"] else _PROGRAM_ID
-    return init.Place("/sandbox", user, True, None, spec["file_bytes"])
+    return init.Place("/sandbox", user, True, None, spec["file_bytes"], spec["counted"])
+
+
+def _set_up_network() -> None:
+    """A loopback of the slot's own, on which a program may serve itself.
+
+    Connections hold no more than other sockets, and leave no trace when they end: the next
+    program of the slot can listen on the same port. Where the kernel refuses, it stays down.
+    """
+    with contextlib.suppress(OSError):
+        for name, value in _NETWORK:
+            with open(f"/proc/sys/net/ipv4/{name}", "w") as file:
+                file.write(value)
+        linux.raise_loopback()
 
 
 def _find_place(spec: dict[str, Any], index: int) -> init.Place:
@@ -184,7 +204,7 @@ def _find_place(spec: dict[str, Any], index: int) -> init.Place:
     user = None if spec["single_id"] else spec["first_id"] + index
     readable = tuple(spec["readable"]) if spec["readable"] is not None else None
     box = tempfile.mkdtemp(prefix="agent-r1-", dir=spec["scratch"])
-    return init.Place(box, user, False, readable, spec["file_bytes"])
+    return init.Place(box, user, False, readable, spec["file_bytes"], spec["counted"])
 
 
 class _Box:
