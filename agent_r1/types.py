@@ -63,8 +63,9 @@ class Outcome(StrEnum):
         return self in (Outcome.TOOL_ERROR, Outcome.ENGINE_ERROR)
 
 
-Message = Mapping[str, str]
-"""One chat message: ``{"role": "user", "content": "..."}``."""
+Message = Mapping[str, Any]
+"""One chat message: ``{"role": "user", "content": "..."}``, maybe with ``tool_calls``, ``name``
+or ``tool_call_id``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +192,8 @@ class Turn:
     tool_calls: tuple[ToolCall, ...] = ()
     generate_seconds: float = 0.0
     tool_seconds: float = 0.0
+    reward: float | None = None
+    """What the environment gave for the action; None where it gives no rewards."""
 
     @property
     def next_prompt_ids(self) -> tuple[int, ...]:
@@ -223,7 +226,9 @@ class Trajectory:
 
     ``group_id`` is shared by the siblings sampled for one task; ``index`` counts them.
     ``reward`` is ``None`` while the trajectory is not scored, which is not a score of 0.
-    ``error`` says what failed when ``outcome.failed``, or why scoring failed.
+    ``error`` says what failed when ``outcome.failed``, or why scoring failed. ``state`` is the
+    environment's final state, plain data, and ``opening`` the text of the first context where
+    the environment had a part in it.
     """
 
     task: Task
@@ -234,6 +239,8 @@ class Trajectory:
     reward: Reward | None = None
     error: str | None = None
     seconds: float = 0.0
+    state: Any = None
+    opening: str = ""
 
     @property
     def id(self) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BeforeValidator,
     ByteSize,
     Field,
     NonNegativeFloat,
@@ -20,6 +19,7 @@ from agent_r1.config.section import (
     CountOrAll,
     Names,
     NoneWord,
+    OffWord,
     PositiveShare,
     Section,
     Share,
@@ -291,12 +291,13 @@ class TrainerConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: the GPU if there is one."""
     nnodes: PositiveInt = 1
-    """Machines."""
+    """Machines. As many processes as there are GPUs on all of them are started by whoever launches
+    the run, such as torchrun (docs/scaling.md)."""
     n_gpus_per_node: PositiveInt = 1
-    """GPUs per machine; without a GPU it has no effect."""
+    """GPUs of each machine; without GPUs, processes."""
     memory_check: Annotated[
         Literal["error", "warn", "off"],
-        BeforeValidator(lambda v: "off" if v is None or v is False else v),
+        OffWord,
     ] = "error"
     """What to do if the memory plan (``agent-r1 memory``) says that a GPU is too small."""
     num_threads: PositiveInt | None = None
@@ -309,6 +310,40 @@ class TrainerConfig(Section):
         """Where the run's files are."""
         default = Path("runs") / self.project_name / self.experiment_name
         return Path(self.default_local_dir).expanduser() if self.default_local_dir else default
+
+
+class RayConfig(Section):
+    """The cluster of a run on several machines (package ``ray``)."""
+
+    address: str | None = None
+    """A running Ray cluster to join: ``auto``, or ``host:port`` of its head. null: none, or one of
+    this machine alone where something asks for Ray."""
+    num_cpus: PositiveInt | None = None
+    """Processors that a Ray of this machine alone may place work on. null: all."""
+    object_store_memory: ByteSize | None = None
+    """Shared memory of a Ray of this machine alone. null: Ray's own choice."""
+
+
+class ContextConfig(Section):
+    """How long episodes are kept inside of the context window."""
+
+    policy: Annotated[Literal["none", "keep_last", "shorten", "summarise"], NoneWord] = "none"
+    """``keep_last`` leaves out all but the opening and the last turns, ``shorten`` cuts older
+    observations, ``summarise`` asks the model for a summary that takes the place of everything
+    but the opening. Whatever is changed begins a new training sample."""
+    threshold: PositiveShare = 0.7
+    """Share of the context window from which the policy acts."""
+    keep_turns: PositiveInt = 4
+    """Turns that ``keep_last`` keeps and ``shorten`` leaves as they are."""
+    max_old_observation: PositiveInt = 200
+    """Characters that ``shorten`` leaves of an older observation."""
+    request: str = (
+        "The context is nearly full. Write a summary of what you found out so far and of what is "
+        "left to do; you will see it in the place of everything after the task."
+    )
+    """What asks for the summary."""
+    resume: str = "Go on with the task."
+    """What is said after the summary."""
 
 
 class ToolConfig(Section):
@@ -327,6 +362,7 @@ class ToolConfig(Section):
     mcp: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """MCP servers whose tools are added, by names of your choice: ``command`` and ``args`` of a
     program, or ``url``, and more (docs/mcp.md)."""
+    context: ContextConfig = ContextConfig()
     max_turns: PositiveInt = 8
     """Turns of the model in one trajectory."""
     max_tool_response_length: PositiveInt = 2048

@@ -1,4 +1,6 @@
-"""The reward that an agent which owns its loop gave itself (``tool.env=agent``)."""
+"""Rewards that are not computed here: an environment's own, and those of an agent which owns its
+loop (``tool.env=agent``).
+"""
 
 from __future__ import annotations
 
@@ -18,3 +20,23 @@ def agent(trajectory: Trajectory) -> Reward:
         )
     parts = trajectory.task.extra.get("agent_parts") or {}
     return Reward(float(value), {str(name): float(part) for name, part in parts.items()})
+
+
+@register_reward("environment", inline=True)
+def environment(
+    trajectory: Trajectory, *, per_turn: bool = False, missing: str = "error"
+) -> Reward:
+    """The sum of what the environment gave for the turns (:class:`agent_r1.tool.Step`).
+
+    With ``per_turn`` each turn's share is given as a process reward too, which estimators that
+    know turns place there. A turn without a reward counts 0. A trajectory without any is an
+    error, unless ``missing`` is ``"zero"``: environments that reward nothing but success.
+    """
+    found = [turn.reward for turn in trajectory.turns]
+    if missing == "error" and found and all(reward is None for reward in found):
+        raise RewardError(
+            "the environment gave no reward; give one in its Step, take reward.kwargs.missing=zero "
+            "if none means 0, or score its trajectories with another reward.name"
+        )
+    turns = tuple(0.0 if reward is None else reward for reward in found)
+    return Reward(sum(turns), {}, turns if per_turn else None)

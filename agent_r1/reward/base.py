@@ -62,6 +62,7 @@ REWARDS: Registry[Callable[..., Any]] = Registry(
         "format": "agent_r1.reward.builtin:answer_format",
         "tool_use": "agent_r1.reward.builtin:tool_use",
         "agent": "agent_r1.reward.agent:agent",
+        "environment": "agent_r1.reward.agent:environment",
         "qa_em": "agent_r1.reward.qa:qa_em",
         "qa_f1": "agent_r1.reward.qa:qa_f1",
         "weighted_sum": "agent_r1.reward.builtin:weighted_sum",

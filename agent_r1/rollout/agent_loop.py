@@ -2,27 +2,43 @@
 
 ``state`` is the context, ``action`` is a completion, and the environment's ``step`` is
 the state transition. This file is the whole of it; siblings and batches are
-``rollout/group.py``.
+``rollout/group.py``, and ``rollout/context.py`` makes ids of what environments say.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
-from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError, describe
+from agent_r1.config.task import ContextConfig
+from agent_r1.errors import (
+    AgentR1Error,
+    ContextExceeded,
+    EngineError,
+    EnvironmentContractError,
+    TemplateError,
+    describe,
+)
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.context import ContextWriter, Tools
+from agent_r1.rollout.editing import ContextPolicy, History, Unit
 from agent_r1.rollout.engine import Engine, StreamingEngine
+from agent_r1.rollout.limits import LoopLimits, Sampling, derive_seed
 from agent_r1.rollout.stream import TextStream, Watcher
-from agent_r1.tool.base import (
-    BaseToolEnv,
-    CallContext,
-    call_context,
-    has_trigger,
-    trigger_length,
-    validate_step_result,
+from agent_r1.tool.base import CallContext, call_context
+from agent_r1.tool.protocol import (
+    Env,
+    Environment,
+    Observation,
+    Start,
+    Step,
+    checked_start,
+    checked_state,
+    checked_step,
+    environments_of,
 )
 from agent_r1.types import (
     Completion,
@@ -36,49 +52,6 @@ from agent_r1.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LoopLimits:
-    """Where an episode is cut short. Lengths in tokens, times in seconds."""
-
-    max_turns: int
-    max_response_length: int
-    """Model and tool tokens of the whole trajectory."""
-    max_tokens_per_turn: int | None = None
-    timeout_s: float | None = None
-    """Wall clock of the trajectory, waiting for the engine included."""
-    tool_timeout_s: float | None = None
-    """Wall clock of one environment step; a tool that hangs fails its trajectory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """How a trajectory samples; the seed of each turn is derived from ``seed``."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    seed: int = 0
-
-    def params(self, budget: int, trajectory_id: str, turn: int) -> SamplingParams:
-        return SamplingParams(
-            max_new_tokens=budget,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-            seed=derive_seed(self.seed, trajectory_id, turn),
-        )
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed that is a function of its parts, on every machine and in every run."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
-
-
 @dataclass(slots=True)
 class _Episode:
     """What has happened so far; survives whatever interrupts the loop."""
@@ -86,10 +59,16 @@ class _Episode:
     task: Task
     group_id: str
     index: int
-    prompt: tuple[int, ...]
+    prompt: tuple[int, ...] = ()
+    opening: str = ""
     turns: list[Turn] = field(default_factory=list)
     used: int = 0
-    """Response tokens so far, the model's and the tools'."""
+    """Response tokens so far, the model's and the environment's."""
+    start: Start = field(default_factory=Start)
+    history: History = field(default_factory=History)
+    summarising: bool = False
+    """The turn under way is a summary, which the environment does not see."""
+    state: Any = None
     watch: Watcher | None = None
 
     @property
@@ -107,6 +86,9 @@ class _Episode:
             self.watch.on_observed(turn)
 
 
+T = TypeVar("T")
+
+
 class AgentLoop:
     """Runs trajectories against one engine and one kind of environment.
 
@@ -114,11 +96,23 @@ class AgentLoop:
     and the turns before that are kept. Only cancellation and bugs of this package raise.
     """
 
-    def __init__(self, engine: Engine, codec: Codec, env: BaseToolEnv, limits: LoopLimits) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        codec: Codec,
+        env: Env,
+        limits: LoopLimits,
+        context: ContextConfig | None = None,
+    ) -> None:
         self._engine = engine
         self._codec = codec
-        self._env = env
+        self._contexts = ContextWriter(codec)
+        self._envs = environments_of(env)
         self._limits = limits
+        self._policy = ContextPolicy(
+            context or ContextConfig(), self._contexts, engine.max_model_len
+        )
+        self._policy.check(self._envs)
 
     async def run(
         self,
@@ -133,16 +127,15 @@ class AgentLoop:
         ``watch`` sees each turn as it grows, word by word where the engine can stream.
         """
         started = time.perf_counter()
-        episode = _Episode(task, group_id, index, self._codec.render(task), watch=watch)
+        episode = _Episode(task, group_id, index, watch=watch)
         error: str | None = None
         try:
             async with asyncio.timeout(self._limits.timeout_s):
-                env = self._env.for_trajectory(task)
+                env = self._envs.begin(task)
                 try:
                     outcome = await self._episode(episode, env, sampling)
                 finally:
-                    if env is not self._env:
-                        env.close()
+                    await env.aclose()
         except TimeoutError:
             outcome = Outcome.TIMEOUT
         except ContextExceeded as failure:
@@ -159,12 +152,32 @@ class AgentLoop:
             outcome=outcome,
             error=error,
             seconds=time.perf_counter() - started,
+            state=episode.state,
+            opening=episode.opening,
         )
 
     async def close(self) -> None:
         """Nothing is held between trajectories."""
 
-    async def _episode(self, episode: _Episode, env: BaseToolEnv, sampling: Sampling) -> Outcome:
+    async def _episode(self, episode: _Episode, env: Environment, sampling: Sampling) -> Outcome:
+        await self._open(episode, env, sampling)
+        outcome = await self._turns(episode, env, sampling)
+        episode.state = _state(env)
+        return outcome
+
+    async def _open(self, episode: _Episode, env: Environment, sampling: Sampling) -> None:
+        """Let the environment speak first. Its part of the opening is told in words too."""
+        start = await self._asked(env, "reset", env.areset(episode.task), episode, sampling, 0)
+        try:
+            episode.start = checked_start(env, start)
+            episode.prompt = self._contexts.opening(episode.task, episode.start)
+        except EnvironmentContractError as failure:
+            raise _StepFailed(describe(failure)) from failure
+        episode.history = History(episode.prompt)
+        if episode.start != Start():
+            episode.opening = self._codec.decode(episode.prompt)
+
+    async def _turns(self, episode: _Episode, env: Environment, sampling: Sampling) -> Outcome:
         for number in range(self._limits.max_turns):
             budget, exhausted = self._budget(episode)
             if budget < 1:
@@ -174,14 +187,16 @@ class AgentLoop:
             episode.add(turn)
             if turn.completion.finish is Finish.LENGTH:
                 return exhausted
-            turn, observation, active = await self._observe(episode, env, turn, sampling, number)
-            if active and number + 1 < self._limits.max_turns:
-                turn = self._with_observation(env, turn, observation)
+            if episode.summarising:
+                episode.amend(self._summarised(episode, turn))
+                continue
+            turn, step = await self._observe(episode, env, turn, sampling, number)
+            if step.terminated or step.truncated:
+                episode.amend(turn)
+                return Outcome.FINISHED if step.terminated else Outcome.TURN_LIMIT
+            if number + 1 < self._limits.max_turns:
+                turn = self._go_on(episode, turn, step)
             episode.amend(turn)
-            if not active:
-                return Outcome.FINISHED
-            episode.used += len(turn.observation_ids)
-            episode.prompt = turn.next_prompt_ids
         return Outcome.TURN_LIMIT
 
     def _budget(self, episode: _Episode) -> tuple[int, Outcome]:
@@ -192,7 +207,7 @@ class AgentLoop:
         exhausted = Outcome.CONTEXT if context < min(response, per_turn) else Outcome.LENGTH
         return min(response, context, per_turn), exhausted
 
-    async def _act(self, episode: _Episode, env: BaseToolEnv, params: SamplingParams) -> Turn:
+    async def _act(self, episode: _Episode, env: Environment, params: SamplingParams) -> Turn:
         started = time.perf_counter()
         completion = await self._sample(episode, env, params)
         episode.used += completion.length
@@ -204,7 +219,7 @@ class AgentLoop:
         )
 
     async def _sample(
-        self, episode: _Episode, env: BaseToolEnv, params: SamplingParams
+        self, episode: _Episode, env: Environment, params: SamplingParams
     ) -> Completion:
         """One completion, shown while it is sampled if somebody looks on."""
         if episode.watch is None:
@@ -212,7 +227,7 @@ class AgentLoop:
             return _cut_at_trigger(env, self._codec, completion)
         shown = TextStream(self._codec, params.stop, episode.watch.on_text)
         # An environment that cuts completions itself may take back what was shown.
-        if isinstance(self._engine, StreamingEngine) and not has_trigger(env):
+        if isinstance(self._engine, StreamingEngine) and not env.cuts_ids:
             completion = await self._engine.stream(episode.prompt, params, episode.id, shown.feed)
         else:
             completion = await self._engine.generate(episode.prompt, params, episode.id)
@@ -221,41 +236,102 @@ class AgentLoop:
         return completion
 
     async def _observe(
-        self, episode: _Episode, env: BaseToolEnv, turn: Turn, sampling: Sampling, number: int
-    ) -> tuple[Turn, str, bool]:
+        self, episode: _Episode, env: Environment, turn: Turn, sampling: Sampling, number: int
+    ) -> tuple[Turn, Step]:
         """Let the environment answer. Its clock and its failures stay its own."""
         started = time.perf_counter()
+        answer = await self._asked(env, "step", env.astep(turn.text), episode, sampling, number)
+        try:
+            step = checked_step(env, answer)
+        except EnvironmentContractError as failure:
+            raise _StepFailed(describe(failure)) from failure
+        seconds = time.perf_counter() - started
+        calls = tuple(ToolCall(bool(ok), seconds / len(step.success)) for ok in step.success)
+        reward = None if step.reward is None else float(step.reward)
+        return replace(turn, tool_calls=calls, tool_seconds=seconds, reward=reward), step
+
+    async def _asked(
+        self,
+        env: Environment,
+        method: str,
+        answer: Awaitable[T],
+        episode: _Episode,
+        sampling: Sampling,
+        number: int,
+    ) -> T:
+        """What the environment answers, within its time."""
         timeout = self._limits.tool_timeout_s
+        source = "tool" if method == "step" else method
         call_context.set(
             CallContext(
                 trajectory_id=episode.id,
                 turn=number,
-                seed=derive_seed("tool", sampling.seed, episode.id, number),
+                seed=derive_seed(source, sampling.seed, episode.id, number),
                 deadline=None if timeout is None else time.monotonic() + timeout,
             )
         )
         clock = asyncio.timeout(timeout)
         try:
             async with clock:
-                result = await env.astep(turn.text)
-            observation, successes, active = validate_step_result(env, result)
+                return await answer
         except Exception as failure:
-            hung = f"{type(env).__name__}.step gave no answer within {timeout} s: give the tool a "
-            hung += "time limit of its own, or raise tool.timeout_s"
+            hung = f"{type(env).__name__}.{method} gave no answer within {timeout} s: give the "
+            hung += "tool a time limit of its own, or raise tool.timeout_s"
             raise _StepFailed(hung if clock.expired() else describe(failure)) from failure
-        seconds = time.perf_counter() - started
-        calls = tuple(ToolCall(ok, seconds / len(successes)) for ok in successes)
-        return replace(turn, tool_calls=calls, tool_seconds=seconds), observation, active
 
-    def _with_observation(self, env: BaseToolEnv, turn: Turn, observation: str) -> Turn:
-        ids = self._codec.encode_observation(observation, control_tokens=env.control_tokens)
-        return replace(turn, observation_ids=ids, observation_text=observation)
+    def _go_on(self, episode: _Episode, turn: Turn, step: Step) -> Turn:
+        """The context of the next turn: this one continued, or another in its place."""
+        tools, history = episode.start.tools, episode.history
+        try:
+            if step.context is not None:
+                episode.prompt = self._contexts.replacement(step.context, tools)
+                episode.history = History(episode.prompt)
+                return turn
+            shown, ids = step.observation, self._observed(turn, step.observation, tools)
+            if self._policy.asks(history, turn.completion.length + len(ids)):
+                shown = self._policy.with_request(shown)
+                ids = self._observed(turn, shown, tools)
+                episode.summarising = True
+        except TemplateError as failure:
+            raise _StepFailed(describe(failure)) from failure
+        text = shown if isinstance(shown, str) else self._codec.decode(ids)
+        turn = replace(turn, observation_ids=ids, observation_text=text)
+        episode.used += len(ids)
+        history.units.append(Unit(turn, shown))
+        self._policy.edit(history, tools)
+        episode.prompt = history.ids
+        return turn
+
+    def _observed(self, turn: Turn, shown: Observation, tools: Tools) -> tuple[int, ...]:
+        before = turn.prompt_ids + turn.completion.token_ids
+        return self._contexts.observation(
+            before, shown, tools, control_tokens=self._envs.control_tokens
+        )
+
+    def _summarised(self, episode: _Episode, turn: Turn) -> Turn:
+        """The episode goes on from its opening and this summary."""
+        history = episode.history
+        chat = not isinstance(history.units[-1].observation, str)
+        turn = self._policy.summarised(history, turn, chat=chat, tools=episode.start.tools)
+        episode.summarising = False
+        episode.used += len(turn.observation_ids)
+        episode.prompt = history.ids
+        return turn
 
 
-def _cut_at_trigger(env: BaseToolEnv, codec: Codec, completion: Completion) -> Completion:
-    """Apply the environment's own token-level trigger, for patterns no stop string can say."""
+def _state(env: Environment) -> Any:
     try:
-        kept = trigger_length(env, codec.tokenizer, completion.token_ids)
+        return checked_state(env)
+    except Exception as failure:
+        raise _StepFailed(describe(failure)) from failure
+
+
+def _cut_at_trigger(env: Environment, codec: Codec, completion: Completion) -> Completion:
+    """Apply the environment's own token-level trigger, for patterns no stop string can say."""
+    if not env.cuts_ids:
+        return completion
+    try:
+        kept = env.kept_ids(codec.tokenizer, completion.token_ids)
     except Exception as failure:
         raise _StepFailed(describe(failure)) from failure
     if kept == len(completion.token_ids):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from agent_r1.errors import RolloutFailed
-from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.limits import Sampling
 from agent_r1.rollout.stream import Watcher
 from agent_r1.types import Task, Trajectory
 

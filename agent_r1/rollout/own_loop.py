@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from agent_r1.errors import AgentR1Error, ToolError, describe
-from agent_r1.rollout.agent_loop import LoopLimits, Sampling, derive_seed
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.endpoint.messages import ChatRenderer
 from agent_r1.rollout.endpoint.server import Endpoint
 from agent_r1.rollout.endpoint.session import Session
 from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.limits import LoopLimits, Sampling, derive_seed
 from agent_r1.rollout.stream import Watcher
 from agent_r1.tool.base import CallContext, call_context
 from agent_r1.tool.envs.agent import AgentCall, AgentEnv, AgentResult, read_result

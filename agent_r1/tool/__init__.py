@@ -7,6 +7,7 @@ from agent_r1.tool.base import (
     ToolResult,
     call_context,
 )
+from agent_r1.tool.protocol import Environment, Start, Step
 from agent_r1.tool.registry import as_tool, make_env, make_tool, register_env, register_tool
 from agent_r1.tool.tools.function import FunctionTool, tool
 
@@ -14,7 +15,10 @@ __all__ = [
     "BaseTool",
     "BaseToolEnv",
     "CallContext",
+    "Environment",
     "FunctionTool",
+    "Start",
+    "Step",
     "ToolResult",
     "as_tool",
     "call_context",

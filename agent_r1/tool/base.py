@@ -350,8 +350,18 @@ class BaseToolEnv(ABC):
 
     @property
     def system_prompt(self) -> str:
-        """Text that tells the model how to use the environment; recipes may prepend it."""
+        """Words that tell the model how to use the environment; they open its system message,
+        or its prompt where that is no chat. Empty: none.
+        """
         return ""
+
+    @property
+    def announced_tools(self) -> Sequence[Mapping[str, Any]]:
+        """Functions that the model is told of before its first turn, as ``tool_description``
+        gives them: through the chat template where it writes tools, else in words. The default
+        announces none, for environments whose prompts say how they are used.
+        """
+        return ()
 
 
 def validate_step_result(env: BaseToolEnv, result: object) -> StepResult:

@@ -9,12 +9,16 @@ from typing import Any, TypeAlias, TypeVar
 from agent_r1.errors import ConfigError
 from agent_r1.registry import Registry, nearest
 from agent_r1.tool.base import BaseTool, BaseToolEnv
+from agent_r1.tool.protocol import Env, Environment, PerTrajectory
+
+EnvClass: TypeAlias = type[BaseToolEnv] | type[Environment]
+"""What stands under the name of an environment."""
 
 
 def _no_env(entry: object) -> str | None:
-    if isinstance(entry, type) and issubclass(entry, BaseToolEnv):
+    if isinstance(entry, type) and issubclass(entry, BaseToolEnv | Environment):
         return None
-    return f"{entry!r} is not a class derived from agent_r1.tool.base.BaseToolEnv"
+    return f"{entry!r} is not a class derived from agent_r1.tool.Environment or BaseToolEnv"
 
 
 def _no_tool(entry: object) -> str | None:
@@ -27,7 +31,7 @@ def _no_tool(entry: object) -> str | None:
     return f"{entry!r} is neither a class derived from agent_r1.tool.base.BaseTool nor a function"
 
 
-ENVS: Registry[type[BaseToolEnv]] = Registry(
+ENVS: Registry[EnvClass] = Registry(
     "tool environment",
     group="agent_r1.envs",
     builtin={
@@ -52,12 +56,18 @@ TOOLS: Registry[ToolEntry] = Registry(
 )
 
 
-def register_env(name: str) -> Callable[[type[BaseToolEnv]], type[BaseToolEnv]]:
-    """Class decorator: make an environment available as ``tool.env=NAME``."""
-    return ENVS.register(name)
-
-
 E = TypeVar("E", bound=ToolEntry)
+V = TypeVar("V", bound=EnvClass)
+
+
+def register_env(name: str) -> Callable[[V], V]:
+    """Class decorator: make an environment available as ``tool.env=NAME``."""
+
+    def add(entry: V) -> V:
+        ENVS.register(name)(entry)
+        return entry
+
+    return add
 
 
 def register_tool(name: str) -> Callable[[E], E]:
@@ -106,8 +116,9 @@ def as_tool(given: BaseTool | Callable[..., Any]) -> BaseTool:
     return FunctionTool(given)
 
 
-def make_env(name: str, tools: Sequence[BaseTool], /, **options: Any) -> BaseToolEnv:
-    """Make the environment of this name or path around these tools.
+def make_env(name: str, tools: Sequence[BaseTool], /, **options: Any) -> Env:
+    """Make the environment of this name or path around these tools, or what makes one for each
+    trajectory.
 
     A constructor that takes no ``tools`` (a game, say) is not given any; it is an error
     to configure tools for it.
@@ -119,6 +130,10 @@ def make_env(name: str, tools: Sequence[BaseTool], /, **options: Any) -> BaseToo
     env_class = ENVS.get(name)
     if tools or _takes(env_class, "tools"):
         options = {"tools": list(tools), **options}
+    if issubclass(env_class, Environment):
+        shared = {"shared": None} if _takes(env_class, "shared") else {}
+        require_options(env_class, name, options | shared)
+        return PerTrajectory(env_class, options)
     return construct(env_class, name, options)  # type: ignore[no-any-return]
 
 
@@ -129,6 +144,12 @@ def _takes(factory: type, option: str) -> bool:
 
 def construct(factory: Callable[..., Any], name: str, options: dict[str, Any]) -> Any:
     """Call ``factory(**options)``; options that do not fit are named in a ConfigError."""
+    require_options(factory, name, options)
+    return factory(**options)
+
+
+def require_options(factory: Callable[..., Any], name: str, options: dict[str, Any]) -> None:
+    """Raise a ConfigError that names what ``factory`` does not take, or asks for besides."""
     signature = inspect.signature(factory)
     try:
         signature.bind(**options)
@@ -139,4 +160,3 @@ def construct(factory: Callable[..., Any], name: str, options: dict[str, Any]) -
         raise ConfigError(
             f"{name!r} cannot be made: {error}{hint}; it takes: {', '.join(takes) or 'nothing'}"
         ) from error
-    return factory(**options)

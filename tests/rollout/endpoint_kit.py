@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.endpoint.messages import ChatRenderer
 from agent_r1.rollout.endpoint.server import Endpoint, ServerLimits, serving
 from agent_r1.rollout.endpoint.session import Session
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 from agent_r1.types import Outcome, Task, Trajectory
 

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from agent_r1.errors import EngineError, RolloutFailed, SandboxUnavailable
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling, derive_seed
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner, require_usable
+from agent_r1.rollout.limits import LoopLimits, Sampling, derive_seed
 from agent_r1.testing import HANG, Reply, ScriptedEngine, byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv, call_context
 from agent_r1.types import Finish, Outcome, Task

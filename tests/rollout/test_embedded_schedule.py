@@ -61,6 +61,22 @@ def test_a_sequence_rejoins_at_its_step_and_is_waited_for_there() -> None:
     assert [s.id for s in schedule.ready()] == ["a"]
 
 
+def test_sequences_that_return_share_a_step_where_prompts_are_dear() -> None:
+    schedule = _schedule(readmit_every=4)
+    first, second = _start(schedule, "a", "b")
+    schedule.step = 2
+    schedule.turn_over(first)
+    assert first.due == 8  # 7, rounded up
+    schedule.step = 3
+    schedule.turn_over(second)
+    assert second.due == 8
+    schedule.submit("a", _request())
+    schedule.submit("b", _request())
+    assert schedule.poll() is Verdict.RUN
+    assert schedule.step == 8
+    assert [s.id for s in schedule.ready()] == ["a", "b"]
+
+
 def test_the_engine_waits_at_the_due_step_for_whoever_has_not_come() -> None:
     schedule = _schedule()
     first, _ = _start(schedule, "a", "b")

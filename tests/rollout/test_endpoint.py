@@ -20,11 +20,11 @@ from endpoint_kit import (
 )
 
 from agent_r1.errors import EngineError
-from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.endpoint.messages import ChatRenderer
 from agent_r1.rollout.endpoint.server import Endpoint, serving
 from agent_r1.rollout.endpoint.session import Session
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import HANG, Reply, ScriptedEngine, byte_tokenizer
 from agent_r1.types import Outcome
 

@@ -9,11 +9,12 @@ from model_server import KEY, Breaks, Refuses, serving
 
 from agent_r1.config.policy import ServerConfig
 from agent_r1.errors import ConfigError, EngineError, RecordError
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engines.openai import OpenAIEngine
 from agent_r1.rollout.engines.openai_http import ServerClient, base_url
 from agent_r1.rollout.engines.openai_text import CharacterTokenizer, MessageCodec, read_prompt
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.types import Finish, Outcome, SamplingParams, Task

@@ -8,9 +8,9 @@ import pytest
 
 from agent_r1.errors import ConfigError, EngineError
 from agent_r1.reward import score
-from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.rollout.own_loop import OwnLoop
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 from agent_r1.tool import make_env

@@ -8,9 +8,10 @@ from embedded_kit import engine, prompt, tiny_model, using
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engine import StreamingEngine
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.rollout.stream import TextStream
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from vllm_kit import logprobs_by, model_folder, model_of, run, running, settings, weights
 
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.types import Finish, Outcome, Reward, SamplingParams, Task

@@ -13,8 +13,9 @@ import pytest
 
 from agent_r1.config.load import load_config
 from agent_r1.errors import ConfigError, ToolError
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 from agent_r1.tool import CallContext, ToolResult, call_context, make_env
 from agent_r1.tool.open import open_tools

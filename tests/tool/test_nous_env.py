@@ -7,8 +7,10 @@ import threading
 import pytest
 
 from agent_r1.errors import ConfigError, ToolError
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.endpoint.messages import in_words
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import ScriptedEngine, byte_tokenizer, check_tool_env
 from agent_r1.tool.base import BaseTool, CallContext, ToolResult, call_context
 from agent_r1.tool.envs.nous import NousToolEnv
@@ -188,6 +190,7 @@ def test_a_trajectory_reads_like_the_chat_template_of_the_same_conversation(env)
     assert trajectory.outcome is Outcome.FINISHED
     (sample,) = trajectory.samples()
     conversation = [
+        {"role": "system", "content": in_words(env.announced_tools)},
         {"role": "user", "content": "Add."},
         {"role": "assistant", "content": asked},
         {
@@ -216,9 +219,23 @@ def test_tools_need_names_of_their_own(tools):
         NousToolEnv(tools, 100)
 
 
-def test_the_system_prompt_describes_the_tools(env):
-    listed = env.system_prompt.split("<tools>\n")[1].split("\n</tools>")[0].splitlines()
-    assert [json.loads(line)["function"]["name"] for line in listed] == ["add", "say"]
+def test_a_template_that_writes_tools_is_given_them(env):
+    template = (
+        "{% for tool in tools or [] %}TOOL {{ tool.function.name }};{% endfor %}"
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    codec = Codec(byte_tokenizer(chat_template=template))
+    loop = AgentLoop(
+        ScriptedEngine(codec.tokenizer, ["No."]),
+        codec,
+        env,
+        LoopLimits(max_turns=1, max_response_length=99),
+    )
+    task = Task("t", ({"role": "user", "content": "Add."},))
+    trajectory = asyncio.run(loop.run(task, "g", 0, Sampling()))
+    opening = "TOOL add;TOOL say;<|im_start|>user\nAdd.<|im_end|>\n<|im_start|>assistant\n"
+    assert codec.decode(trajectory.turns[0].prompt_ids) == opening == trajectory.opening
 
 
 def test_it_keeps_its_contract(env):

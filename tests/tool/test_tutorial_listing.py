@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import FakeExecutor, ScriptedEngine, byte_tokenizer, check_tool_env
 from agent_r1.tool.base import BaseTool, BaseToolEnv
 from agent_r1.tool.tools.python import PythonTool

@@ -158,6 +158,8 @@ class ChatRenderer:
             )
         self._codec = codec
         self._ends = end_token_ids(codec.tokenizer)
+        known = getattr(codec.tokenizer, "added_tokens_decoder", {}).values()
+        self._control = tuple(token.content for token in known if token.special)
         self._announces = self._shows("tools")
         self._calls = self._shows("calls")
 
@@ -241,7 +243,7 @@ class ChatRenderer:
         """The message as templates expect it; words of tools and users are made harmless."""
         content = message.content
         if message.role in ("user", "tool"):
-            content = neutralise(content)
+            content = neutralise(content, self._control)
         if not self._calls and message.role == "tool":
             return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
         if not self._calls and message.calls:
@@ -283,14 +285,19 @@ def _announced(
     messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]
 ) -> list[ChatMessage]:
     """The conversation with a system message that describes the tools."""
+    text = in_words(tools)
+    if messages[0].role == "system":
+        first = ChatMessage("system", f"{messages[0].content}\n\n{text}")
+        return [first, *messages[1:]]
+    return [ChatMessage("system", text), *messages]
+
+
+def in_words(tools: Sequence[Mapping[str, Any]]) -> str:
+    """The announcement of tools for templates that write none."""
     listed = "\n".join(json.dumps(tool) for tool in tools)
-    text = (
+    return (
         "You can call functions to help you answer. Their signatures:\n"
         f"<tools>\n{listed}\n</tools>\n"
         "To call one, write its name and arguments as JSON between tags, then end your turn:\n"
         f'{_OPEN}\n{{"name": "...", "arguments": {{...}}}}\n{_CLOSE}'
     )
-    if messages[0].role == "system":
-        first = ChatMessage("system", f"{messages[0].content}\n\n{text}")
-        return [first, *messages[1:]]
-    return [ChatMessage("system", text), *messages]

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError
-from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.endpoint.messages import ChatMessage, ChatRenderer
 from agent_r1.rollout.engine import Engine, StreamingEngine
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.rollout.stream import TextStream
 from agent_r1.types import Completion, Finish, Outcome, SamplingParams, ToolCall, Turn
 

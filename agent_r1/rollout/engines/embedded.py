@@ -34,6 +34,9 @@ from agent_r1.types import Completion, SamplingParams
 __all__ = ["EmbeddedEngine", "EngineStats"]
 
 _LOG = logging.getLogger(__name__)
+_READMIT_EVERY = 8
+"""Steps between those at which sequences rejoin where decode steps are recorded: prompts are
+computed apart from them there, by single launches that take as long as several such steps."""
 
 
 class EmbeddedEngine:
@@ -117,7 +120,7 @@ class EmbeddedEngine:
             runner,
             cache,
             StopSets(token_bytes(tokenizer, self._vocabulary), ends),
-            Schedule(deterministic=deterministic, readmit_after=readmit_after),
+            Schedule(deterministic, readmit_after, _READMIT_EVERY if graphs else 1),
             SlotTable(slots),
             device=weight.device,
             native=load_native() if native and weight.device.type == "cpu" else None,

@@ -7,8 +7,10 @@ known when it leaves:
 
 * the requests of an announced wave start together, once every member has submitted its
   first request or was released;
-* a sequence whose turn ended at step ``s`` rejoins at step ``s + readmit_after``; at that
-  step the engine waits until it has submitted again or was released, and a release takes
+* a sequence whose turn ended at step ``s`` rejoins at step ``s + readmit_after``, rounded up
+  to a multiple of ``readmit_every`` (a step that computes prompts beside decoding can cost
+  several that only decode, so that those who return had better share one); at that step the
+  engine waits until it has submitted again or was released, and a release takes
   effect then, not earlier;
 * when nothing is left to compute, time jumps to the next such step.
 
@@ -118,12 +120,13 @@ class Tracked:
 class Schedule:
     """All sequences, and virtual time."""
 
-    def __init__(self, *, deterministic: bool, readmit_after: int) -> None:
+    def __init__(self, deterministic: bool, readmit_after: int, readmit_every: int = 1) -> None:
         self.step = 0
         self.late = 0
         """How many sequences were given up on."""
         self._deterministic = deterministic
         self._readmit_after = readmit_after if deterministic else 0
+        self._readmit_every = readmit_every if deterministic else 1
         self._known: dict[str, Tracked] = {}
         self._leaving: list[Tracked] = []
         self._orders = 0
@@ -171,7 +174,8 @@ class Schedule:
         sequence.request = None
         sequence.phase = Phase.AWAY
         sequence.used = self.step
-        sequence.due = self.step + self._readmit_after
+        due = self.step + self._readmit_after
+        sequence.due = -(-due // self._readmit_every) * self._readmit_every
 
     def abandon(self, sequence: Tracked) -> None:
         """The request ended without a completion: nothing is expected any more."""

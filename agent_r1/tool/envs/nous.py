@@ -119,15 +119,8 @@ class NousToolEnv(ToolUsingEnv):
         return self.turn_break + "\n".join(blocks) + self.reopen
 
     @property
-    def system_prompt(self) -> str:
-        """Describes the tools, for models whose chat template does not."""
-        listed = "\n".join(json.dumps(tool.tool_description) for tool in self.tools)
-        return (
-            "You can call functions to help you answer. Their signatures:\n"
-            f"<tools>\n{listed}\n</tools>\n"
-            "To call one, write its name and arguments as JSON between tags, then end your turn:\n"
-            '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>'
-        )
+    def announced_tools(self) -> list[dict[str, Any]]:
+        return [tool.tool_description for tool in self.tools]
 
     def _parse(self, body: str) -> ParsedCall:
         try:
