@@ -1,0 +1,126 @@
+"""Training with one process or with several that were started together.
+
+Every process calls :func:`train` with the same configuration. Rank 0 runs the training loop
+(tasks, sampling, tools, credit, checkpoints, logs); the other ranks hold their shards and do
+what it says, from the first step to the last.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from agent_r1.config.schema import Config
+from agent_r1.distributed.ranks import Ranks, joined, started_as_rank
+from agent_r1.distributed.shard import shard_model
+from agent_r1.distributed.worker import RankWorker, ShardedWorker
+from agent_r1.models.load import check_vocabulary, torch_dtype
+from agent_r1.trainer.build import (
+    algorithm_of,
+    build_networks,
+    build_parts,
+    build_policy,
+    pick_device,
+    worker_options,
+)
+from agent_r1.trainer.build import train as train_alone
+from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.rl import RLTrainer
+
+
+def train(config: Config) -> Path | None:
+    """Train as configured; the run folder, or ``None`` on a rank that does not lead.
+
+    A process that is no rank trains by itself. Raises what
+    :func:`agent_r1.trainer.build.train` raises, and :class:`RankError` where a rank is lost.
+    """
+    if not started_as_rank():
+        return train_alone(config)
+    with joined(pick_device(config.trainer.device), config.actor_rollout_ref.nccl_timeout) as ranks:
+        if ranks.rank == 0:
+            return lead(config, ranks)
+        follow(ranks)
+    return None
+
+
+def lead(config: Config, ranks: Ranks) -> Path:
+    """The training loop, on rank 0."""
+
+    def make_worker(
+        config: Config, credit: CreditAssigner, tokenizer: Any, steps: int
+    ) -> ShardedWorker:
+        shell = build_policy(config, "cpu")
+        check_vocabulary(shell, tokenizer)
+        with ranks.exchange():
+            ranks.tell((config, steps))
+            own = build_rank(config, ranks, steps)
+        timeout_s = config.actor_rollout_ref.nccl_timeout
+        return ShardedWorker(own, shell, tokenizer, timeout_s)
+
+    with ExitStack() as stack:
+        stack.callback(ranks.let_go)
+        parts, resume_from = build_parts(config, stack, make_worker)
+        RLTrainer(config, parts).fit(resume_from)
+    return config.trainer.run_dir
+
+
+def follow(ranks: Ranks) -> None:
+    """What the other ranks do: build their shards when told to, then serve.
+
+    Signals go to rank 0 as well, which finishes what is under way with their help and lets
+    them go; its death ends them.
+    """
+    with _deaf():
+        command = ranks.hear()
+        if command is None:
+            return
+        config, steps = command
+        build_rank(config, ranks, steps).serve(config.actor_rollout_ref.nccl_timeout)
+
+
+def build_rank(config: Config, ranks: Ranks, training_steps: int) -> RankWorker:
+    """This rank's shards of the networks, from the same files and seeds on every rank."""
+    networks = build_networks(config, CreditAssigner(algorithm_of(config)), device="cpu")
+    model = config.actor_rollout_ref.model
+    compute = torch_dtype(model.dtype_on(ranks.mesh.device_type))
+    actor, ref, critic = (
+        config.actor_rollout_ref.actor,
+        config.actor_rollout_ref.ref,
+        config.critic,
+    )
+    for network, settings in (
+        (networks.policy, actor.fsdp_config),
+        (networks.reference, ref.fsdp_config),
+        (networks.critic, critic.model.fsdp_config),
+    ):
+        if network is not None:
+            shard_model(
+                network,
+                ranks.mesh,
+                compute=compute,
+                offload=settings.param_offload or settings.optimizer_offload,
+                reshard_after_forward=settings.reshard_after_forward,
+            )
+    return RankWorker(
+        networks.policy,
+        actor,
+        reference=networks.reference,
+        critic=networks.critic,
+        ranks=ranks,
+        **worker_options(config, training_steps),
+    )
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore what a terminal or a scheduler sends to every process of a job."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    previous = {kind: signal.signal(kind, signal.SIG_IGN) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
