@@ -74,12 +74,20 @@ class ContextExceeded(EngineError):
     """A prompt does not fit into the model's context, as only its server could tell."""
 
 
+class RankError(AgentR1Error):
+    """A process of a worker that is spread over several was lost, or they do not fit together."""
+
+
 class RewardError(AgentR1Error):
     """A reward function raised, returned no number, or ran out of time."""
 
 
 class RolloutFailed(AgentR1Error):
     """So many trajectories of a step failed that training on the rest would mislead."""
+
+
+class ClusterError(AgentR1Error):
+    """A cluster cannot be joined, is too small, or lost what the run cannot do without."""
 
 
 class CheckpointError(AgentR1Error):

@@ -16,9 +16,10 @@ import sys
 import time
 import tracemalloc
 
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.types import Completion, Finish, Task

@@ -130,6 +130,28 @@ def ceilings(stage: Stage, results: Results) -> None:
         row["bytes_per_second"] = 2 * size / best
     with results.attempt(what="matmul_bf16") as row:
         row["flops"] = matmul_rate(stage.device)
+    if stage.device == "cuda":
+        with results.attempt(what="attention") as row:
+            row["flops"] = attention_rate()
+
+
+def attention_rate() -> float:
+    """Operations per second of ragged causal attention of the shape of Qwen3-4B, both passes."""
+    from agent_r1.models.attention import ragged_attention
+
+    lengths = [4096, 3000, 2048, 1500, 900]
+    cu = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+    leaves = [
+        torch.randn(sum(lengths), heads, 128, device="cuda", dtype=torch.bfloat16).requires_grad_()
+        for heads in (32, 8, 8)
+    ]
+    weight = torch.randn_like(leaves[0])
+
+    def run() -> Any:
+        out = ragged_attention(*leaves, cu, cu, lengths[0], lengths[0], 128**-0.5)
+        return torch.autograd.grad(out, leaves, weight)
+
+    return 3.5 * sum(2 * n**2 * 128 * 32 for n in lengths) / min(timed("cuda", run, 10))
 
 
 def matmul_rate(device: str) -> float:
@@ -211,8 +233,8 @@ def measure_update(stage: Stage, variant: Variant, ceiling: float) -> dict[str, 
 
     reset_peak(stage.device)
     seconds = timed(stage.device, run, 1 if stage.short else 2)
-    if stage.device == "cuda" and variant.quick and variant.lora_rank:
-        profile(stage, "update", run)
+    if stage.device == "cuda" and variant.quick:
+        profile(stage, "update_adapters" if variant.lora_rank else "update", run)
     count = sum(len(r.prompt) + len(r.completion) for r in rows)
     operations = useful_operations(shape, rows) * (2 / 3 if variant.lora_rank else 1)
     best = min(seconds)
@@ -329,13 +351,14 @@ def measure_rollout(stage: Stage, model: Any, count: int, graphs: bool) -> dict[
         max_slots=count,
         eos_ids=(),
         graphs=graphs,
+        free_when_idle=False,
     )
     vocabulary = model.get_input_embeddings().weight.shape[0]
     runs: list[float] = []
     episodes: list[Any] = []
 
     async def everything() -> None:
-        for _ in range(2):
+        for _ in range(3):
             await engine.load_weights(None, 0)
             started = time.perf_counter()
             episodes[:] = await wave(engine, count, vocabulary, (prompt, turn, tool))
@@ -346,6 +369,7 @@ def measure_rollout(stage: Stage, model: Any, count: int, graphs: bool) -> dict[
 
     reset_peak(stage.device)
     asyncio.run(everything())
+    steps = engine.stats().decode_steps
     if stage.device == "cuda" and graphs and count == 64 and model.config.hidden_size > 2000:
         profile(stage, "rollout", lambda: asyncio.run(once()))
     difference = agreement(stage, model, episodes)
@@ -353,7 +377,8 @@ def measure_rollout(stage: Stage, model: Any, count: int, graphs: bool) -> dict[
     return {
         "seconds": runs,
         "tokens_per_second": 2 * turn * count / min(runs),
-        "busy_seconds": engine.stats().busy_seconds / len(runs),
+        "first_tokens_per_second": 2 * turn * count / runs[0],
+        "seconds_per_step": min(runs) * len(runs) / steps,
         "peak_bytes": peak(stage.device),
         **difference,
     }
@@ -453,9 +478,8 @@ def step(stage: Stage, results: Results) -> None:
             f"trainer.default_local_dir={folder / 'run'}",
         ]
         command = [sys.executable, "-m", "agent_r1", "train", *settings]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError((done.stderr or done.stdout)[-1500:])
+        if subprocess.run(command, check=False).returncode:  # what it prints is the stage's log
+            raise RuntimeError("the run failed")
         lines = [json.loads(s) for s in (folder / "run/metrics.jsonl").read_text().splitlines()]
         keys = ("timing_s/", "perf/", "training/logprob", "actor/grad_norm")
         row["steps"] = [{k: v for k, v in m.items() if k.startswith(keys)} for m in lines]

@@ -80,19 +80,22 @@ def rollouts(folder: Path) -> list[str]:
     rows = []
     for row in read(folder, "rollout")["rows"]:
         if "error" in row:
-            rows.append([row["shape"], str(row["sequences"]), row["error"], "", "", ""])
+            rows.append([row["shape"], str(row["sequences"]), row["error"], "", "", "", "", ""])
             continue
         rows.append(
             [
                 row["shape"],
                 str(row["sequences"]),
                 "recorded" if row["graphs"] else "launched one by one",
+                f"{row['first_tokens_per_second']:,.0f}",
                 f"{row['tokens_per_second']:,.0f}",
+                f"{1e3 * row['seconds_per_step']:.1f}",
                 f"{row['logprob_diff_mean']:.4f}",
                 f"{row['logprob_diff_max']:.3f}",
             ]
         )
-    head = ["shape", "sequences", "decode steps", "tokens/s", "mean difference", "largest"]
+    head = ["shape", "sequences", "decode steps", "tokens/s, first wave", "tokens/s, later"]
+    head += ["ms a step", "mean difference", "largest"]
     return ["### Rollouts of two turns", "", *table(head, rows)]
 
 

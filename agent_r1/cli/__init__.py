@@ -30,6 +30,7 @@ from agent_r1.cli.base import (
     say,
 )
 from agent_r1.cli.data import data
+from agent_r1.cli.doctor import doctor
 from agent_r1.cli.model import convert, memory
 from agent_r1.cli.serve import serve as serve_policy
 from agent_r1.cli.view import view
@@ -101,9 +102,11 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
         data__train_files="train.parquet (or generator:NAME)",
     )
     with _resumable(config.trainer.run_dir):
-        from agent_r1.trainer.build import train as run_train
+        from agent_r1.distributed.run import train as run_train
 
-        _finish(run_train(config))
+        run_dir = run_train(config)
+        if run_dir is not None:
+            _finish(run_dir)
 
 
 @cli.command(
@@ -200,6 +203,7 @@ cli.add_command(serve_policy)
 cli.add_command(data)
 cli.add_command(convert)
 cli.add_command(memory)
+cli.add_command(doctor)
 cli.add_command(view)
 
 

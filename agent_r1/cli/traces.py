@@ -99,10 +99,10 @@ def _play(
 ) -> None:
     from agent_r1.config import Config
     from agent_r1.data.cold_start.make import make_traces, rejected_file
-    from agent_r1.trainer.build import open_environment
+    from agent_r1.trainer.build import open_tool_environment
 
     config = load(Config, file, overrides)
-    with open_environment(config.tool, config.sandbox) as env, _counter("played") as advance:
+    with open_tool_environment(config.tool, config.sandbox) as env, _counter("played") as advance:
         played = asyncio.run(
             make_traces(
                 name,
@@ -221,13 +221,13 @@ def rerun(source: Path, out: Path, stale: Any, file: Path | None, overrides: Seq
     """Execute the calls of traces again; correct or drop those whose outputs changed."""
     from agent_r1.config import Config
     from agent_r1.data.traces import read_traces, write_traces
-    from agent_r1.trainer.build import open_environment
+    from agent_r1.trainer.build import open_tool_environment
     from agent_r1.trainer.sft_inspect import run_again
 
     config = load(Config, file, overrides)
     if out.exists():
         raise ConfigError(f"{out} exists already; name another file or remove it")
-    with open_environment(config.tool, config.sandbox) as env, _counter("executed") as advance:
+    with open_tool_environment(config.tool, config.sandbox) as env, _counter("executed") as advance:
         result = run_again(read_traces(source), env, stale=stale, on_finished=advance)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_traces(out, result.traces)

@@ -7,6 +7,7 @@ Each check is one small generator; each message names the keys and the way out.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 
@@ -305,8 +306,10 @@ def _remarks(config: Config) -> Iterator[str]:
             "rollout_is=none trains on older policies' trajectories as if they were the newest's; "
             "use auto, or bypass_mode=true"
         )
-    if trainer.nnodes * trainer.n_gpus_per_node > 1:
+    if trainer.nnodes * trainer.n_gpus_per_node > 1 and "WORLD_SIZE" not in os.environ:
         yield (
             f"trainer.nnodes={trainer.nnodes} and trainer.n_gpus_per_node="
-            f"{trainer.n_gpus_per_node}: a run is one process on one device; the others stay idle"
+            f"{trainer.n_gpus_per_node}: this is one process on one device; to use them all, "
+            f"start torchrun --nnodes {trainer.nnodes} --nproc-per-node {trainer.n_gpus_per_node} "
+            "-m agent_r1 train ... (docs/scaling.md)"
         )

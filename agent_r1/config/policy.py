@@ -12,7 +12,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from agent_r1.config.section import Names, PositiveShare, Section, Share
+from agent_r1.config.section import Names, OffWord, PositiveShare, Section, Share
 
 AggregationMode = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
@@ -70,6 +70,21 @@ class OptimConfig(Section):
     offload: bool = False
     """Keep float32 weights and moments in the machine's memory and update them there: 12 bytes a
     weight less on the GPU, some seconds more per step."""
+
+
+class FsdpConfig(Section):
+    """How a network is spread over the ranks of a run (torch FSDP2). No effect in one process,
+    where ``optim.offload`` and ``ref.offload`` save its memory.
+    """
+
+    param_offload: bool = False
+    """Keep the shards in the machine's memory, and the optimizer with them; a layer is on the GPU
+    only while it computes."""
+    optimizer_offload: bool = False
+    """The same: shards and optimizer stay together."""
+    reshard_after_forward: bool = True
+    """Give a layer up after the forward pass and gather it once more in the backward pass. false
+    saves that traffic and keeps all of the weights on every GPU during an update."""
 
 
 class ModelConfig(Section):
@@ -153,9 +168,10 @@ class ActorConfig(Section):
     """Largest global gradient norm."""
     autocast: Annotated[
         Literal["off", "bfloat16", "float16"],
-        BeforeValidator(lambda v: "off" if v is None or v is False else v),
+        OffWord,
     ] = "off"
     """Compute the forward pass in this type while the weights keep theirs."""
+    fsdp_config: FsdpConfig = FsdpConfig()
 
 
 class RefConfig(Section):
@@ -165,6 +181,7 @@ class RefConfig(Section):
     """Model folder. null: the policy as it was before training."""
     offload: bool = False
     """Keep the reference in the machine's memory; it is on the GPU only while it is asked."""
+    fsdp_config: FsdpConfig = FsdpConfig()
 
 
 class SamplingConfig(Section):
@@ -262,9 +279,9 @@ class RolloutConfig(Section):
     """Sequences that the engine decodes at once (its key-value cache slots), memory permitting."""
     gpu_memory_utilization: PositiveShare = 0.4
     """Share of the GPU's memory (on a CPU: of the machine's) for keys and values."""
-    free_cache_engine: bool = True
-    """Give that memory back between rollouts. false saves the GPU the recording of its decode steps
-    at every rollout, where the memory plan has room for both."""
+    free_cache_engine: bool | None = None
+    """Give that memory back between rollouts. Keeping it saves a GPU the recording of its decode
+    steps at every rollout. null: keep it on a GPU where the memory plan has room for both."""
     max_concurrency: PositiveInt | None = None
     """Trajectories in flight at once. null: all of a step, or 32 on a server."""
     deterministic: bool = True
@@ -307,6 +324,7 @@ class CriticModelConfig(Section):
     """Adapters are scaled by ``lora_alpha / lora_rank``."""
     target_modules: Names = ("all-linear",)
     """Layers with adapters, as for the policy."""
+    fsdp_config: FsdpConfig = FsdpConfig()
 
 
 class CriticConfig(Section):
@@ -335,3 +353,7 @@ class ActorRolloutRefConfig(Section):
     actor: ActorConfig = ActorConfig()
     ref: RefConfig = RefConfig()
     rollout: RolloutConfig = RolloutConfig()
+    nccl_timeout: PositiveFloat = 600.0
+    """Several ranks: longest time of one thing that they do together (an update, a forward pass
+    over a batch, gathering the weights), in seconds. Who waits longer prints every thread's stack
+    and ends."""

@@ -34,6 +34,7 @@ from agent_r1.config.task import (
     OutcomePolicyConfig,
     OutcomeTreatment,
     OverlongBufferConfig,
+    RayConfig,
     RewardConfig,
     RolloutCorrectionConfig,
     SandboxConfig,
@@ -54,6 +55,7 @@ class Config(Section):
     trainer: TrainerConfig = TrainerConfig()
     tool: ToolConfig = ToolConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    ray: RayConfig = RayConfig()
 
     @property
     def context_window(self) -> int:
@@ -83,6 +85,7 @@ __all__ = [
     "OutcomeTreatment",
     "OverlongBufferConfig",
     "PolicyLossConfig",
+    "RayConfig",
     "RefConfig",
     "RewardConfig",
     "RolloutConfig",

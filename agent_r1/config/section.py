@@ -50,5 +50,8 @@ def _no_to_none_word(value: Any) -> Any:
 NoneWord = BeforeValidator(_no_to_none_word)
 """For choices that contain the word ``none``: YAML's ``null`` and ``false`` mean it too."""
 
+OffWord = BeforeValidator(lambda value: "off" if value is None or value is False else value)
+"""The same for choices that contain the word ``off``, which YAML reads as ``false``."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from agent_r1.config.policy import ModelConfig, OptimConfig
-from agent_r1.config.section import Names, PositiveShare, Section
+from agent_r1.config.section import Names, OffWord, PositiveShare, Section
 
 
 class SftDataConfig(Section):
@@ -68,7 +68,7 @@ class SftTrainerConfig(Section):
     """Steps of the run. null: ``total_epochs`` decides; a generator needs a number."""
     max_token_len_per_gpu: PositiveInt = 16384
     """Tokens of one forward and backward pass. Changes memory and speed, never the gradient."""
-    autocast: Literal["off", "bfloat16", "float16"] = "off"
+    autocast: Annotated[Literal["off", "bfloat16", "float16"], OffWord] = "off"
     """Compute the forward pass in this type while the weights keep theirs."""
     save_freq: Annotated[int, Field(ge=-1)] = -1
     """Steps between checkpoints that stay. -1 or 0: at the end only."""

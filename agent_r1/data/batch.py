@@ -91,9 +91,12 @@ class Batch:
         )
 
     def select(self, index: Tensor) -> Batch:
-        """The rows ``index`` (integers or a boolean mask), as wide as the longest of them."""
+        """The rows ``index`` (integers or a boolean mask), as wide as the longest of them.
+
+        Of no rows it is one column wide, so that what reduces over columns can.
+        """
         lengths = self.lengths[index]
-        width = int(lengths.max()) if lengths.numel() else 0
+        width = int(lengths.max()) if lengths.numel() else 1
         return self._map(lambda tensor: tensor[index], width)
 
     def to(self, device: torch.device | str) -> Batch:
@@ -128,6 +131,14 @@ class Batch:
         longer than the budget gets a batch of its own.
         """
         return token_budget_batches(self.lengths, self._order(), max_tokens)
+
+    def split(self, parts: int) -> list[Tensor]:
+        """Row indices cut into ``parts`` of nearly the same number of real tokens.
+
+        Siblings stay together as in :meth:`micro_batches`, except where a cut goes through a
+        group. The largest part is as small as that order allows; some may have no row.
+        """
+        return balanced_runs(self.lengths, self._order(), parts)
 
     def _order(self) -> list[int]:
         keys = zip(
@@ -167,6 +178,21 @@ def token_budget_batches(lengths: Tensor, order: Sequence[int], max_tokens: int)
             low = middle + 1
     device = lengths.device
     return [torch.tensor(run, device=device) for run in _fill(sizes, order, high)]
+
+
+def balanced_runs(lengths: Tensor, order: Sequence[int], parts: int) -> list[Tensor]:
+    """Cut ``order`` into ``parts`` contiguous runs, the largest sum of ``lengths`` smallest."""
+    sizes = lengths.tolist()
+    low, high = 1, max(1, sum(sizes))
+    while low < high:
+        middle = (low + high) // 2
+        if len(_fill(sizes, order, middle)) <= parts and max(sizes) <= middle:
+            high = middle
+        else:
+            low = middle + 1
+    runs = _fill(sizes, order, high)
+    runs += [[] for _ in range(parts - len(runs))]
+    return [torch.tensor(run, dtype=torch.int64, device=lengths.device) for run in runs]
 
 
 def _fill(sizes: Sequence[int], order: Sequence[int], capacity: int) -> list[list[int]]:

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agent_r1.models.fused import compile_once
+
 CHUNK_BYTES = {"cpu": 96 << 20, "cuda": 1 << 30}
 """Size of the one buffer of logits, by device type."""
 
@@ -65,7 +67,7 @@ def linear_logprobs(
     if device == "cpu":
         block_rows = max(1, BLOCK_BYTES // (head.weight.shape[0] * exact.itemsize))
     settings = _Settings(
-        temperature, head.scale, head.softcap, chunk_rows, block_rows, dtype, exact
+        device, temperature, head.scale, head.softcap, chunk_rows, block_rows, dtype, exact
     )
     with torch.autocast(device, enabled=False):
         function: Any = _LinearLogprobs.apply  # torch leaves ``apply`` untyped
@@ -77,6 +79,7 @@ def linear_logprobs(
 
 @dataclass(frozen=True, slots=True)
 class _Settings:
+    device: str
     temperature: float
     scale: float
     softcap: float | None
@@ -94,6 +97,11 @@ class _Settings:
         for start in range(rows.start, rows.stop, self.block_rows):
             block = slice(start, min(start + self.block_rows, rows.stop))
             yield logits[block.start - rows.start : block.stop - rows.start], block
+
+    @property
+    def fused(self) -> bool:
+        """What follows the product is one kernel a direction: on a GPU, without soft-capping."""
+        return self.device == "cuda" and self.folded
 
     @property
     def folded(self) -> bool:
@@ -155,6 +163,12 @@ class _LinearLogprobs(torch.autograd.Function):
         buffer = settings.buffer(len(targets), weight_c)
         for chunk in settings.chunks(len(targets)):
             raw = settings.raw(prepared[chunk], weight_c, bias, buffer)
+            if settings.fused:
+                found = compile_once(_statistics)(raw, targets[chunk])
+                logprobs[chunk], normaliser[chunk] = found[0], found[1]
+                if with_entropy:
+                    entropy[chunk] = found[2]
+                continue
             for piece, rows in settings.blocks(raw, chunk):
                 logits = settings.tempered(piece)
                 chosen = logits.gather(1, targets[rows, None]).squeeze(1)
@@ -190,6 +204,12 @@ class _LinearLogprobs(torch.autograd.Function):
         buffer = settings.buffer(len(targets), weight_c)
         for chunk in settings.chunks(len(targets)):
             raw = settings.raw(prepared[chunk], weight_c, bias, buffer)
+            if settings.fused:
+                given = (raw, targets[chunk], normaliser[chunk], grad_logprobs[chunk])
+                asked = () if grad_entropy is None else (grad_entropy[chunk], entropy[chunk])
+                narrow = compile_once(_narrow_gradient)(settings.compute, *given, *asked)
+                grads.add(chunk, narrow, weight_c, prepared[chunk])
+                continue
             for piece, rows in settings.blocks(raw, chunk):
                 logits = settings.tempered(piece)
                 capped = None if settings.softcap is None else logits.clone()
@@ -237,6 +257,35 @@ class _Gradients:
             None if self.weight is None else self.weight.to(weight.dtype),
             None if self.bias is None or bias is None else self.bias.to(bias.dtype),
         ]
+
+
+def _statistics(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``log p(target)``, normaliser and entropy, ``[C]`` each, of ``logits[C, V]``."""
+    top = logits.amax(1)
+    shifted = logits - top[:, None]
+    powers = shifted.exp()
+    total = powers.sum(1)
+    normaliser = top + total.log()
+    chosen = logits.gather(1, targets[:, None]).squeeze(1)
+    return chosen - normaliser, normaliser, total.log() - (powers * shifted).sum(1) / total
+
+
+def _narrow_gradient(
+    dtype: torch.dtype,
+    logits: Tensor,
+    targets: Tensor,
+    normaliser: Tensor,
+    grad_logprobs: Tensor,
+    grad_entropy: Tensor | None = None,
+    entropy: Tensor | None = None,
+) -> Tensor:
+    """:func:`_logit_gradient` as one expression, rounded to ``dtype`` at its end."""
+    logp = logits - normaliser[:, None]
+    factor = grad_logprobs[:, None]
+    if grad_entropy is not None and entropy is not None:
+        factor = factor + grad_entropy[:, None] * (logp + entropy[:, None])
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    return (torch.where(hit, grad_logprobs[:, None], 0.0) - logp.exp() * factor).to(dtype)
 
 
 def _logit_gradient(

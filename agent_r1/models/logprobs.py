@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from agent_r1.errors import ModelError
 from agent_r1.models.attention import PACKED
 from agent_r1.models.head import Head, linear_logprobs
-from agent_r1.models.packing import PackedLayout, pack
+from agent_r1.models.packing import PackedLayout, pack, sent
+from agent_r1.models.sharded import compute_device, is_tied, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +41,29 @@ def token_logprobs(
     text, and everything after a row's last wanted token. Position 0 has no context and is
     always 0.0. ``entropy[b, t]`` belongs to the distribution that token ``t`` was drawn
     from. Differentiable; memory does not grow with vocabulary x length.
+
+    Rows may lie on the CPU while the model is on a GPU, and better do: they are then laid out
+    while the GPU still computes what it was given before. Results are on the model's device.
     """
     wanted = wanted_positions(token_ids, lengths, mask)
     columns = torch.arange(token_ids.shape[1], device=token_ids.device)
     needed = (columns * wanted).amax(1)  # tokens that precede the last wanted one
     layout, states = packed_states(model, token_ids, needed, share_prefixes=share_prefixes)
     rows, columns = wanted.nonzero(as_tuple=True)
-    hidden = states.index_select(0, layout.node[rows, columns - 1])
+    before, targets, rows, columns = (
+        sent(index, states.device)
+        for index in (layout.node[rows, columns - 1], token_ids[rows, columns], rows, columns)
+    )
     logprobs, entropy = linear_logprobs(
-        hidden, token_ids[rows, columns], head_of(model), temperature, with_entropy=with_entropy
+        states.index_select(0, before),
+        targets,
+        head_of(model),
+        temperature,
+        with_entropy=with_entropy,
     )
     return TokenLogprobs(
-        scatter(logprobs, rows, columns, token_ids),
-        None if entropy is None else scatter(entropy, rows, columns, token_ids),
+        scatter(logprobs, rows, columns, token_ids.shape),
+        None if entropy is None else scatter(entropy, rows, columns, token_ids.shape),
     )
 
 
@@ -73,31 +84,35 @@ def packed_states(
 ) -> tuple[PackedLayout, Tensor]:
     """Last hidden states ``[N, D]`` of the first ``lengths[B]`` tokens of each row.
 
-    ``options`` reach the attention function.
+    The layout is on the device of the rows, the states are on the model's. ``options`` reach
+    the attention function.
     """
     layout = pack(token_ids, lengths, share_prefixes=share_prefixes)
     trunk = trunk_of(model)
+    rows = layout
     if layout.token_ids.numel() == 0:
-        # No rows, but still a function of the weights: an empty batch can call backward too.
-        table: Any = model.get_input_embeddings()  # type: ignore[operator]
-        return layout, table.weight[:0]
+        # One token whose states nobody reads: an empty batch is still a function of the
+        # weights, and a rank without rows takes part in what a sharded model exchanges.
+        layout = pack(token_ids.new_zeros((1, 1)), lengths.new_ones(1))
+    device = compute_device(model)
+    there = layout.to(device)
     # A mask with four axes is passed through untouched: transformers must not build its own.
-    no_mask = torch.zeros((1, 1, 1, 1), device=token_ids.device)
+    no_mask = torch.zeros((1, 1, 1, 1), device=device)
     output = trunk(
-        input_ids=layout.token_ids,
-        position_ids=layout.position_ids,
+        input_ids=there.token_ids,
+        position_ids=there.position_ids,
         attention_mask=no_mask,
         use_cache=False,
-        packing=layout,
+        packing=there,
         **options,
     )
     states: Tensor = output.last_hidden_state[0]
-    return layout, states
+    return rows, states[: rows.token_ids.numel()]
 
 
-def scatter(values: Tensor, rows: Tensor, columns: Tensor, like: Tensor) -> Tensor:
+def scatter(values: Tensor, rows: Tensor, columns: Tensor, shape: torch.Size) -> Tensor:
     """``[B, T]`` of zeros with ``values`` at ``(rows, columns)``."""
-    empty = torch.zeros(like.shape, dtype=values.dtype, device=like.device)
+    empty = torch.zeros(shape, dtype=values.dtype, device=values.device)
     return empty.index_put((rows, columns), values)
 
 
@@ -116,8 +131,13 @@ def trunk_of(model: nn.Module) -> nn.Module:
 def head_of(model: nn.Module) -> Head:
     """The output layer with the scaling and soft-capping that the model's config asks for."""
     layer: Any = model.get_output_embeddings()  # type: ignore[operator]
+    table: Any = model.get_input_embeddings()  # type: ignore[operator]
     config: Any = model.config
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight, getattr(layer, "bias", None), scale / divisor, softcap)
+    # Of a sharded trunk that has just run, the tied table is whole.
+    weight = table.weight if is_tied(model) else layer.weight
+    bias = getattr(layer, "bias", None)
+    gathered_bias = None if bias is None else whole(bias)
+    return Head(whole(weight), gathered_bias, scale / divisor, softcap)

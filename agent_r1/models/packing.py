@@ -8,7 +8,8 @@ nothing else. Only attention needs whole rows; it gathers them through the layou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,6 +66,24 @@ class PackedLayout:
     @property
     def max_length(self) -> int:
         return self.buckets[0].width if self.buckets else 0
+
+    def to(self, device: torch.device) -> PackedLayout:
+        """The same layout on another device."""
+        if self.token_ids.device == device:
+            return self
+        moved: dict[str, Any] = {
+            field.name: sent(value, device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``, without waiting for what that is computing."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def pack(token_ids: Tensor, lengths: Tensor, *, share_prefixes: bool = True) -> PackedLayout:

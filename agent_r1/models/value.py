@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from agent_r1.models.load import load_model
 from agent_r1.models.logprobs import packed_states, scatter, trunk_of, wanted_positions
+from agent_r1.models.packing import sent
+from agent_r1.models.sharded import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +72,24 @@ class ValueModel(nn.Module):
         """Values of rows ``token_ids[B, T]``; see :class:`Values` for the alignment."""
         wanted = wanted_positions(token_ids, lengths, mask)
         layout, states = packed_states(self, token_ids, lengths, share_prefixes=share_prefixes)
-        scores = self.head(states).squeeze(-1)  # [N]
+        weight, bias = whole(self.head.weight), whole(self.head.bias)
+        scores = linear(states, weight.to(states.dtype), bias.to(states.dtype)).squeeze(-1)  # [N]
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         rows, columns = wanted.nonzero(as_tuple=True)
-        tokens = scores.index_select(0, layout.node[rows, columns - 1])
         present = lengths.nonzero().squeeze(1)
-        last = scores.index_select(0, layout.node[present, lengths[present] - 1])
+        before, ends, rows, columns, present = (
+            sent(index, scores.device)
+            for index in (
+                layout.node[rows, columns - 1],
+                layout.node[present, lengths[present] - 1],
+                rows,
+                columns,
+                present,
+            )
+        )
+        tokens, last = scores.index_select(0, before), scores.index_select(0, ends)
         final = last.new_zeros(len(lengths)).index_put((present,), last)
-        return Values(scatter(tokens, rows, columns, token_ids), final)
+        return Values(scatter(tokens, rows, columns, token_ids.shape), final)
 
 
 def load_value_model(path: str | Path, **options: Any) -> ValueModel:

@@ -24,7 +24,7 @@ def provenance(seeds: Mapping[str, int]) -> dict[str, Any]:
         "agent_r1": agent_r1.__version__,
         "git": _git_revision(Path(agent_r1.__file__).parent),
         "python": platform.python_version(),
-        "packages": _versions(),
+        "packages": versions(),
         "platform": platform.platform(),
         "hardware": hardware(),
         "seeds": dict(seeds),
@@ -47,7 +47,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     found = {}
     for name in _PACKAGES:
         try:

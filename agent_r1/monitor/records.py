@@ -89,6 +89,8 @@ def encode_trajectory(trajectory: Trajectory, *, step: int, split: Split) -> dic
         "outcome": trajectory.outcome.value,
         "error": trajectory.error,
         "seconds": json_number(trajectory.seconds),
+        "state": trajectory.state,
+        "opening": trajectory.opening,
         "task": {
             "id": task.id,
             "prompt": task.prompt,
@@ -121,6 +123,8 @@ def decode_trajectory(record: Mapping[str, Any]) -> Trajectory:
         reward=_decode_reward(record["reward"]),
         error=record["error"],
         seconds=float(record["seconds"]),
+        state=record.get("state"),
+        opening=record.get("opening", ""),
     )
 
 
@@ -165,6 +169,7 @@ def _encode_turn(turn: Turn, before: Turn | None) -> dict[str, Any]:
         ],
         "generate_seconds": json_number(turn.generate_seconds),
         "tool_seconds": json_number(turn.tool_seconds),
+        "reward": turn.reward,
     }
 
 
@@ -190,6 +195,7 @@ def _decode_turn(record: Mapping[str, Any], before: Turn | None) -> Turn:
         ),
         generate_seconds=float(record["generate_seconds"]),
         tool_seconds=float(record["tool_seconds"]),
+        reward=record.get("reward"),
     )
 
 

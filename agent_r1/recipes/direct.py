@@ -16,10 +16,11 @@ from statistics import fmean
 from agent_r1.config.schema import Config
 from agent_r1.models.load import load_model, load_tokenizer
 from agent_r1.recipes.arithmetic import ANSWER_PREFIX
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.group import Group, GroupRunner
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.tool.base import BaseToolEnv, StepResult
 from agent_r1.trainer.build import build_engine, pick_device
 from agent_r1.types import Reward, Task, Trajectory

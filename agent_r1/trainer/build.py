@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,19 +26,21 @@ from agent_r1.models.lora import add_lora
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
 from agent_r1.reward.grader import Grader
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
 from agent_r1.rollout.group import GroupRunner, Loop, Scorer
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.rollout.own_loop import OwnLoop
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.tool.envs.agent import AgentEnv
 from agent_r1.tool.open import open_tools, takes
+from agent_r1.tool.protocol import Env
 from agent_r1.tool.registry import ENVS, make_env
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
-from agent_r1.trainer.memory import check_memory
+from agent_r1.trainer.memory import check_memory, frees_cache
 from agent_r1.trainer.preflight import check_before_loading
 from agent_r1.trainer.rl import Parts, RLTrainer
 from agent_r1.trainer.teacher import LocalTeacher, Teacher, require_same_tokens, server_teacher
@@ -61,8 +63,12 @@ def train(config: Config) -> Path:
     return config.trainer.run_dir
 
 
-def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
+def build_parts(
+    config: Config, stack: ExitStack, make_worker: BuildWorker | None = None
+) -> tuple[Parts, Path | None]:
     """Every part, each closed by ``stack``; and the checkpoint to continue from.
+
+    ``make_worker`` is :func:`build_worker` unless several processes share the work.
 
     Whoever wants one part to be another takes these, replaces it and gives them to
     :class:`RLTrainer`.
@@ -89,7 +95,7 @@ def build_parts(config: Config, stack: ExitStack) -> tuple[Parts, Path | None]:
     run = stack.enter_context(RunFolder.open(config, changes))
     if told:
         run.announce(told)
-    worker = build_worker(config, credit, codec.tokenizer, steps)
+    worker = (make_worker or build_worker)(config, credit, codec.tokenizer, steps)
     engine = build_engine(config, worker.policy, codec.tokenizer)
     sampling = train_sampling(config, env)
     groups = GroupRunner(
@@ -128,7 +134,7 @@ def algorithm_of(config: Config) -> AlgorithmConfig:
 
 
 @contextmanager
-def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseToolEnv]:
+def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[Env]:
     """The configured environment with its tools and, if one of them runs programs, a sandbox."""
     env_class = ENVS.get(tool.env)
     with open_tools(tool, sandbox) as tools, ExitStack() as stack:
@@ -137,6 +143,19 @@ def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseT
             options.setdefault("max_tool_response_length", tool.max_tool_response_length)
         env = make_env(tool.env, tools if takes(env_class, "tools") else [], **options)
         stack.callback(env.close)
+        yield env
+
+
+@contextmanager
+def open_tool_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseToolEnv]:
+    """The same for what plays given texts: an environment that answers text with text."""
+    with open_environment(tool, sandbox) as env:
+        if not isinstance(env, BaseToolEnv):
+            raise ConfigError(
+                f"tool.env={tool.env} keeps a state of its own, and traces are played in "
+                "environments derived from BaseToolEnv only; sample traces with agent-r1 eval, or "
+                "take part yourself with agent-r1 env play"
+            )
         yield env
 
 
@@ -235,51 +254,86 @@ def build_validator(
 # --- model and engine --------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """What a worker computes with."""
+
+    policy: Any
+    reference: Any | None
+    critic: ValueModel | None
+
+
+BuildWorker = Callable[[Config, CreditAssigner, Any, int], Any]
+"""Makes the worker of a run: :func:`build_worker`, or that of several ranks."""
+
+
 def build_worker(
     config: Config, credit: CreditAssigner, tokenizer: Any, training_steps: int
 ) -> LocalWorker:
-    """Policy, and reference and critic where the algorithm asks for them."""
+    """Policy, and reference and critic where the algorithm asks for them, in this process."""
+    networks = build_networks(config, credit)
+    check_vocabulary(networks.policy, tokenizer)
+    options = worker_options(config, training_steps)
+    return LocalWorker(
+        networks.policy,
+        config.actor_rollout_ref.actor,
+        reference=networks.reference,
+        critic=networks.critic,
+        tokenizer=tokenizer,
+        **options,
+    )
+
+
+def build_networks(
+    config: Config, credit: CreditAssigner, *, device: str | None = None
+) -> Networks:
+    """The networks of a run on ``device``, seeded; ``None`` is the configured one."""
+    policy, reference = build_policy(config, device), None
+    roles, load = config.actor_rollout_ref, model_loader(config)
+    base_is_reference = roles.model.lora_rank > 0 and roles.ref.path is None
+    if (roles.actor.use_kl_loss or credit.needs_ref) and not base_is_reference:
+        home = "cpu" if roles.ref.offload else device
+        reference = load(roles.ref.path or roles.model.path, device=home)
+    critic = None
+    if credit.needs_values:
+        critic = ValueModel(load(config.critic.model.path or roles.model.path, device=device))
+        _add_adapters(critic.trunk, config.critic.model)
+    return Networks(policy, reference, critic)
+
+
+def build_policy(config: Config, device: str | None = None) -> Any:
+    """The policy's network with its adapters, as it is before the first step."""
     import torch
 
-    roles, actor = config.actor_rollout_ref, config.actor_rollout_ref.actor
+    model = config.actor_rollout_ref.model
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     torch.manual_seed(config.trainer.seed)
-    load = model_loader(config)
-    policy = load(roles.model.path)
-    check_vocabulary(policy, tokenizer)
-    reference = None
-    base_is_reference = roles.model.lora_rank > 0 and roles.ref.path is None
-    if (actor.use_kl_loss or credit.needs_ref) and not base_is_reference:
-        home = "cpu" if roles.ref.offload else None
-        reference = load(roles.ref.path or roles.model.path, device=home)
-    _add_adapters(policy, roles.model)
-    critic = None
-    if credit.needs_values:
-        critic = ValueModel(load(config.critic.model.path or roles.model.path))
-        _add_adapters(critic.trunk, config.critic.model)
+    policy = model_loader(config)(model.path, device=device)
+    _add_adapters(policy, model)
+    return policy
+
+
+def worker_options(config: Config, training_steps: int) -> dict[str, Any]:
+    """What a worker is told besides its networks: how many steps there will be, seeds."""
+    roles, actor = config.actor_rollout_ref, config.actor_rollout_ref.actor
     prompts = config.data.train_batch_size
     mini_batch = config.critic.ppo_mini_batch_size or actor.ppo_mini_batch_size
-    return LocalWorker(
-        policy,
-        actor,
-        temperature=roles.rollout.temperature,
-        total_steps=optimizer_steps(
+    return {
+        "temperature": roles.rollout.temperature,
+        "total_steps": optimizer_steps(
             training_steps - config.trainer.critic_warmup,
             prompts,
             actor.ppo_mini_batch_size,
             actor.ppo_epochs,
         ),
-        loss_divisor=config.data.max_response_length,
-        reference=reference,
-        critic=critic,
-        critic_config=config.critic,
-        critic_total_steps=optimizer_steps(
+        "loss_divisor": config.data.max_response_length,
+        "critic_config": config.critic,
+        "critic_total_steps": optimizer_steps(
             training_steps, prompts, mini_batch, config.critic.ppo_epochs
         ),
-        seed=config.trainer.seed,
-        tokenizer=tokenizer,
-    )
+        "seed": config.trainer.seed,
+    }
 
 
 def build_teacher(config: Config, tokenizer: Any) -> Teacher | None:
@@ -361,7 +415,7 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
         deterministic=rollout.deterministic and not config.trainer.max_staleness,
         readmit_after=rollout.readmit_after,
         dtype=None if rollout.dtype == "auto" else rollout.dtype,
-        free_when_idle=rollout.free_cache_engine,
+        free_when_idle=frees_cache(config, pick_device(config.trainer.device)),
     )
 
 
@@ -374,7 +428,7 @@ def engine_name(config: Config) -> str:
     return "vllm" if on_gpu and find_spec("vllm") is not None else "embedded"
 
 
-def train_sampling(config: Config, env: BaseToolEnv) -> Sampling:
+def train_sampling(config: Config, env: Env) -> Sampling:
     """How training samples; the environment's own stop strings need no configuration."""
     rollout = config.actor_rollout_ref.rollout
     return Sampling(
@@ -387,11 +441,11 @@ def train_sampling(config: Config, env: BaseToolEnv) -> Sampling:
     )
 
 
-def build_loop(config: Config, engine: Engine, codec: Codec, env: BaseToolEnv) -> Loop:
+def build_loop(config: Config, engine: Engine, codec: Codec, env: Env) -> Loop:
     """The loop of the environment, or that of an agent which owns its own."""
     if isinstance(env, AgentEnv):
         return OwnLoop(engine, codec, env, loop_limits(config))
-    return AgentLoop(engine, codec, env, loop_limits(config))
+    return AgentLoop(engine, codec, env, loop_limits(config), config.tool.context)
 
 
 def loop_limits(config: Config) -> LoopLimits:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from agent_r1.config.schema import Config
-from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.group import Loop
+from agent_r1.rollout.limits import Sampling
 from agent_r1.trainer import build
 from agent_r1.trainer.policy import open_policy
 from agent_r1.types import Message, Outcome, Task, Trajectory, Turn

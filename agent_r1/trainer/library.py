@@ -16,7 +16,8 @@ from agent_r1.data.sources import GENERATORS
 from agent_r1.errors import ConfigError
 from agent_r1.reward.base import register_reward
 from agent_r1.tool.base import BaseToolEnv
-from agent_r1.tool.registry import ENVS
+from agent_r1.tool.protocol import Environment
+from agent_r1.tool.registry import EnvClass, register_env
 from agent_r1.tool.threads import LoopThread
 from agent_r1.trainer.build import build_parts
 from agent_r1.trainer.rl import RLTrainer
@@ -73,7 +74,7 @@ class Trainer:
         *,
         model: Any = None,
         tokenizer: Any = None,
-        env: BaseToolEnv | type[BaseToolEnv] | None = None,
+        env: BaseToolEnv | type[BaseToolEnv] | type[Environment] | None = None,
         reward: Callable[[Trajectory], Any] | None = None,
         data: Rows | None = None,
         validation: Rows | None = None,
@@ -198,8 +199,8 @@ def _task(number: int, row: Task | Mapping[str, Any]) -> Task:
     return Task(str(row.get("id", number)), prompt, row["answer"], source, rest)
 
 
-def _registered_env(env: BaseToolEnv | type[BaseToolEnv]) -> str:
+def _registered_env(env: BaseToolEnv | EnvClass) -> str:
     if isinstance(env, type):
-        return register_as(ENVS.register, env)
+        return register_as(register_env, env)
     given = type(type(env).__name__, (BaseToolEnv,), {"__new__": lambda cls: env})
-    return register_as(ENVS.register, given)
+    return register_as(register_env, given)

@@ -161,7 +161,21 @@ def plan_memory(
         critic = replace(critic, vocabulary=0)
         resident += _trained("critic", critic, config.critic.optim, element)
         phases["critic update"] = _update_parts(config, critic, element, device, critic=True)
+    if roles.rollout.free_cache_engine is False:
+        resident += phases["rollout"]  # recorded decode steps keep what they work with
+        phases["rollout"] = ()
     return MemoryPlan(tuple(resident), phases, device, device_bytes, host_bytes or machine)
+
+
+def frees_cache(config: Config, device: str) -> bool:
+    """Whether the embedded engine gives its keys and values back between rollouts: as
+    configured, else where there is no room for them beside every other phase of a step.
+    """
+    chosen = config.actor_rollout_ref.rollout.free_cache_engine
+    if chosen is not None or device != "cuda":
+        return chosen is not False
+    kept = as_overrides({"actor_rollout_ref.rollout.free_cache_engine": False})
+    return not plan_memory(load_section(Config, config, kept, environ={}), device=device).fits
 
 
 def network(

@@ -11,7 +11,7 @@ from agent_r1.models.load import check_vocabulary
 from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines.openai_text import CharacterTokenizer, MessageCodec
-from agent_r1.tool.base import BaseToolEnv
+from agent_r1.tool.protocol import Env
 from agent_r1.trainer import build
 
 SERVER_CONCURRENCY = 32
@@ -30,7 +30,7 @@ class OpenedPolicy:
     build_engine: Callable[[], Engine]
 
 
-def open_policy(config: Config, env: BaseToolEnv) -> OpenedPolicy:
+def open_policy(config: Config, env: Env) -> OpenedPolicy:
     """The policy of ``rollout.name``; raises :class:`ConfigError` if its server is not there."""
     if config.actor_rollout_ref.rollout.name == "openai":
         return _served(config, env)
@@ -47,7 +47,7 @@ def open_policy(config: Config, env: BaseToolEnv) -> OpenedPolicy:
     return OpenedPolicy(roles.model.path, codec, True, roles.rollout.max_concurrency, build_engine)
 
 
-def _served(config: Config, env: BaseToolEnv) -> OpenedPolicy:
+def _served(config: Config, env: Env) -> OpenedPolicy:
     from agent_r1.rollout.engines.openai import UNLIMITED, OpenAIEngine
 
     rollout, server = config.actor_rollout_ref.rollout, config.actor_rollout_ref.rollout.server
@@ -70,7 +70,7 @@ def _served(config: Config, env: BaseToolEnv) -> OpenedPolicy:
     return OpenedPolicy(engine.model, codec, counts_tokens, concurrency, lambda: engine)
 
 
-def _codec_for(config: Config, env: BaseToolEnv, chat: bool) -> Codec:
+def _codec_for(config: Config, env: Env, chat: bool) -> Codec:
     if not chat:
         if config.actor_rollout_ref.model.path:
             return open_codec(config.actor_rollout_ref.model)

@@ -29,9 +29,9 @@ from agent_r1.config.schema import Config
 from agent_r1.data.loader import TaskLoader
 from agent_r1.monitor.metrics import rollout_metrics
 from agent_r1.monitor.run import RunFolder
-from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.group import Group, GroupRunner, require_usable
+from agent_r1.rollout.limits import Sampling
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError
 from agent_r1.models.load import check_vocabulary
-from agent_r1.rollout.agent_loop import LoopLimits, Sampling
 from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.endpoint.messages import ChatRenderer
 from agent_r1.rollout.endpoint.server import Endpoint, ServerLimits
 from agent_r1.rollout.endpoint.session import Session
 from agent_r1.rollout.engine import Engine
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.trainer import build
 
 UNLIMITED = 1 << 60

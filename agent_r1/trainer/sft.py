@@ -125,7 +125,6 @@ class SftTrainer:
         self._config = config
         self._parts = parts
         self._run_dir = config.trainer.run_dir
-        self._device = next(parts.model.parameters()).device
         self.total_steps = _total_steps(config, parts.examples)
         self._network = Trainable(
             parts.model,
@@ -170,7 +169,7 @@ class SftTrainer:
     def _step(self) -> None:
         started = time.perf_counter()
         progress, trainer = self._progress, self._config.trainer
-        batch = ExampleBatch.of(self._parts.examples.batch(progress.step), self._device)
+        batch = ExampleBatch.of(self._parts.examples.batch(progress.step))
         metrics = self._update(batch)
         progress.step += 1
         progress.train_loss = metrics["train/loss"]
@@ -187,13 +186,14 @@ class SftTrainer:
     def _update(self, batch: ExampleBatch) -> dict[str, float]:
         """One optimizer step over all targets of ``batch``."""
         targets = int(batch.loss_mask.sum())
-        total = 0.0
-        for rows in self._micro_batches(batch):
-            total += self._network.backward(self._summed_loss(batch, rows) / targets)
+        shares = [
+            self._network.backward(self._summed_loss(batch, rows) / targets)
+            for rows in self._micro_batches(batch)
+        ]
         result = self._network.step()
         self._count_skipped(result.skipped)
         return {
-            "train/loss": total,
+            "train/loss": sum(map(float, shares)),
             "train/lr": result.lr,
             "train/grad_norm": result.grad_norm,
             "train/skipped": float(result.skipped),
@@ -213,7 +213,7 @@ class SftTrainer:
     @torch.no_grad()
     def _validate(self) -> float:
         """Mean loss per target token over all validation examples; keeps count of progress."""
-        batch = ExampleBatch.of(self._parts.validation, self._device)
+        batch = ExampleBatch.of(self._parts.validation)
         total = sum(float(self._summed_loss(batch, rows)) for rows in self._micro_batches(batch))
         loss = total / int(batch.loss_mask.sum())
         progress = self._progress

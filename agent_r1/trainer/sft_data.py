@@ -46,13 +46,13 @@ class ExampleBatch:
     loss_mask: Tensor  # [B, T] bool
 
     @staticmethod
-    def of(examples: Sequence[Example], device: torch.device | str = "cpu") -> ExampleBatch:
+    def of(examples: Sequence[Example]) -> ExampleBatch:
         ids = [torch.tensor(example.token_ids) for example in examples]
         masks = [torch.tensor(example.loss_mask) for example in examples]
         return ExampleBatch(
-            pad_sequence(ids, batch_first=True).to(device),
-            torch.tensor([len(example) for example in examples], device=device),
-            pad_sequence(masks, batch_first=True).to(device),
+            pad_sequence(ids, batch_first=True),
+            torch.tensor([len(example) for example in examples]),
+            pad_sequence(masks, batch_first=True),
         )
 
 

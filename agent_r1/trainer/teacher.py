@@ -46,7 +46,8 @@ class LocalTeacher:
             ).logprobs
 
         device = next(self._model.parameters()).device
-        return in_micro_batches(batch, run, device=device, max_tokens=self._max_tokens)
+        cuts = batch.micro_batches(self._max_tokens)
+        return in_micro_batches(batch, run, device=device, cuts=cuts)
 
 
 class ServerTeacher:

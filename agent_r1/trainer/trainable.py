@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from agent_r1.config.policy import OptimConfig
+from agent_r1.models.sharded import whole
 from agent_r1.trainer.optim import build_optimizers
+from agent_r1.trainer.peers import ALONE, Peers
 
 LOSS_SCALE_START = 2.0**16
 LOSS_SCALE_PATIENCE = 2000
@@ -38,6 +41,10 @@ class Trainable:
     masters and moments live in the machine's memory and are updated there; gradients are
     summed on the device all the same. A non-finite loss or gradient norm costs the step and
     nothing else.
+
+    ``peers`` compute other rows of the same update. Theirs and this one's gradients are
+    averaged as they are computed, hence the losses, whose weights are those of the whole
+    mini-batch, count as often as there are ranks.
     """
 
     def __init__(
@@ -48,8 +55,10 @@ class Trainable:
         *,
         grad_clip: float,
         autocast: str = "off",
+        peers: Peers = ALONE,
     ) -> None:
         self.module = module
+        self._peers = peers
         self.steps = 0
         self._grad_clip = grad_clip
         self._slots = _slots(module, offload=config.offload)
@@ -58,12 +67,17 @@ class Trainable:
         self._autocast = None if autocast == "off" else getattr(torch, autocast)
         self._scale = LOSS_SCALE_START if self._autocast is torch.float16 else 1.0
         self._good_steps = 0
-        self._finite = True
+        self._shares: list[Tensor] = []
         self._complete = all(parameter.requires_grad for parameter in module.parameters())
 
     @property
     def device(self) -> torch.device:
-        return self._slots[0].parameter.device
+        return self._peers.device or self._slots[0].parameter.device
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the order in which the optimizers count them."""
+        return self._optimizers.parameters
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of forward passes, as configured."""
@@ -71,19 +85,23 @@ class Trainable:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast)
 
-    def backward(self, loss: Tensor) -> float:
-        """Add the gradient of one micro-batch's share of the loss; returns that share."""
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            self._finite = False
-        elif loss.requires_grad:
-            (loss * self._scale).backward()  # type: ignore[no-untyped-call]
-        return value
+    def backward(self, loss: Tensor) -> Tensor:
+        """Add the gradient of one micro-batch's share of the loss; returns that share.
+
+        Nothing waits for a GPU here: whether all shares were finite is asked in :meth:`step`.
+        """
+        share = loss.detach()
+        self._shares.append(share)
+        if loss.requires_grad:  # whatever its value: other ranks wait for this one's gradient
+            (loss * (self._scale * self._peers.count)).backward()  # type: ignore[no-untyped-call]
+        return share
 
     def step(self) -> StepResult:
         """Clip and apply what was added since the last step, unless it is not finite."""
         norm = self._unscaled_norm()
-        if not (self._finite and math.isfinite(norm)):
+        finite = all(math.isfinite(share) for share in map(float, self._shares))
+        self._shares.clear()
+        if not self._peers.agree(finite and math.isfinite(norm)):
             self._forget()
             return StepResult(norm, 0.0, skipped=True)
         if norm > self._grad_clip:
@@ -134,10 +152,9 @@ class Trainable:
             return 0.0
         if self._scale != 1.0:
             torch._foreach_mul_(gradients, 1.0 / self._scale)
-        return float(nn.utils.get_total_norm(gradients))
+        return float(whole(nn.utils.get_total_norm(gradients)))
 
     def _forget(self) -> None:
-        self._finite = True
         self._good_steps = 0
         for slot in self._slots:
             slot.forget()
@@ -158,7 +175,7 @@ class _Slot:
     up at once, so that never more than one of them exists.
     """
 
-    __slots__ = ("_hook", "_landing", "_sum", "master", "name", "parameter")
+    __slots__ = ("__weakref__", "_hook", "_landing", "_sum", "master", "name", "parameter")
 
     def __init__(self, name: str, parameter: nn.Parameter, *, offload: bool) -> None:
         self.name = name
@@ -172,7 +189,7 @@ class _Slot:
             exact = parameter.detach().to(device, torch.promote_types(parameter.dtype, torch.float))
             self.master = nn.Parameter(exact.clone())
             register: Any = parameter.register_post_accumulate_grad_hook
-            self._hook = register(self._widen)
+            self._hook = register(_widener(weakref.ref(self)))
 
     @property
     def gradient(self) -> Tensor | None:
@@ -199,16 +216,30 @@ class _Slot:
     def narrow(self) -> None:
         """Round the updated master to the parameter."""
         if self.master is not self.parameter:
-            self.parameter.copy_(self.master.to(self.parameter.dtype))
+            self.parameter.copy_(self.master)
 
     def forget(self) -> None:
         self.parameter.grad = self.master.grad = self._sum = None
 
-    def _widen(self, parameter: Tensor) -> None:
+    def widen(self, parameter: Tensor) -> None:
+        """Take over the gradient that autograd has just completed."""
         assert parameter.grad is not None
-        fresh = parameter.grad.to(self.master.dtype)
-        self._sum = fresh if self._sum is None else self._sum.add_(fresh)
+        if self._sum is None:
+            self._sum = parameter.grad.to(self.master.dtype)
+        else:
+            self._sum.add_(parameter.grad)  # widened inside the kernel
         parameter.grad = None
+
+
+def _widener(slot: weakref.ref[_Slot]) -> Callable[[Tensor], None]:
+    """A hook that does not keep its slot: no garbage collector finds a cycle through a hook."""
+
+    def widen(parameter: Tensor) -> None:
+        owner = slot()
+        if owner is not None:
+            owner.widen(parameter)
+
+    return widen
 
 
 def _slots(module: nn.Module, *, offload: bool) -> Sequence[_Slot]:

@@ -16,6 +16,7 @@ from agent_r1.algorithms.stats import (
     mismatch_stats,
     policy_stats,
 )
+from agent_r1.trainer.peers import Peers
 from agent_r1.trainer.trainable import StepResult
 
 
@@ -78,6 +79,18 @@ class PolicyTotals(_Steps):
         if self.count == 0:
             self._mismatch += mismatch_stats(logprobs, behavior_logprobs, mask)
 
+    def merge(self, peers: Peers) -> None:
+        """Add what the other ranks saw; steps are everyone's and stay."""
+        own = (self._stats, self._mismatch, self._pg_loss, self._kl_loss, self._entropy)
+        first, *others = peers.collect(own)
+        self._stats, self._mismatch, self._pg_loss, self._kl_loss, self._entropy = first
+        for stats, mismatch, pg_loss, kl_loss, entropy in others:
+            self._stats += stats
+            self._mismatch += mismatch
+            self._pg_loss += pg_loss
+            self._kl_loss += kl_loss
+            self._entropy += entropy
+
     def metrics(self, kl_coef: float | None) -> dict[str, float]:
         """Named ``actor/…``, and ``training/…`` for the engine's difference to the trainer.
 
@@ -106,6 +119,13 @@ class CriticTotals(_Steps):
         """One micro-batch's share of the loss."""
         self._stats += stats
         self._loss += loss
+
+    def merge(self, peers: Peers) -> None:
+        """Add what the other ranks saw."""
+        (self._stats, self._loss), *others = peers.collect((self._stats, self._loss))
+        for stats, loss in others:
+            self._stats += stats
+            self._loss += loss
 
     def metrics(self) -> dict[str, float]:
         """Named ``critic/…``."""

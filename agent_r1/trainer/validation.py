@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
-from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.group import Group, GroupRunner, usable
+from agent_r1.rollout.limits import Sampling
 from agent_r1.types import Task, Trajectory
 
 

@@ -7,7 +7,7 @@ implementation for one process and one device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -32,8 +32,11 @@ from agent_r1.errors import ConfigError
 from agent_r1.models.load import save_model, visiting
 from agent_r1.models.logprobs import TokenLogprobs, token_logprobs
 from agent_r1.models.lora import has_lora, without_lora
+from agent_r1.models.packing import sent
+from agent_r1.models.sharded import is_sharded
 from agent_r1.models.value import ValueModel, Values
 from agent_r1.models.weights import ModuleWeights
+from agent_r1.trainer.peers import ALONE, Peers
 from agent_r1.trainer.trainable import StepResult, Trainable
 from agent_r1.trainer.update_metrics import CriticTotals, PolicyTotals
 
@@ -103,6 +106,15 @@ class Minibatch:
                 changed[field.name] = tensor[rows, : batch.token_ids.shape[1]]
         return replace(self, **changed)
 
+    def to(self, device: torch.device) -> Minibatch:
+        """The same on another device."""
+        changed: dict[str, Any] = {"batch": self.batch.to(device)}
+        for field in fields(self)[1:]:
+            tensor: Tensor | None = getattr(self, field.name)
+            if tensor is not None:
+                changed[field.name] = sent(tensor, device)
+        return replace(self, **changed)
+
 
 class LocalWorker:
     """Policy, reference and critic on one device of this process.
@@ -129,14 +141,21 @@ class LocalWorker:
         critic_total_steps: int | None = None,
         seed: int = 0,
         tokenizer: Any = None,
+        peers: Peers = ALONE,
     ) -> None:
         self._config = config
+        self._peers = peers
         self._tokenizer = tokenizer
         self._critic_config = critic_config or CriticConfig()
         self._temperature = temperature
         self._divisor = config.loss_scale_factor or loss_divisor
         self._actor = Trainable(
-            policy, config.optim, total_steps, grad_clip=config.grad_clip, autocast=config.autocast
+            policy,
+            config.optim,
+            total_steps,
+            grad_clip=config.grad_clip,
+            autocast=config.autocast,
+            peers=peers,
         )
         self._reference = None if reference is None else reference.requires_grad_(False)
         self._critic: Trainable | None = None
@@ -147,6 +166,7 @@ class LocalWorker:
                 total_steps if critic_total_steps is None else critic_total_steps,
                 grad_clip=self._critic_config.grad_clip,
                 autocast=config.autocast,
+                peers=peers,
             )
         self._policy_loss = _policy_loss(config)
         self._order = torch.Generator().manual_seed(seed)
@@ -174,6 +194,8 @@ class LocalWorker:
                 raise ConfigError("no reference policy was loaded; give LocalWorker a reference")
             with without_lora(policy):
                 return self._forward(batch, self._logprobs_of(policy))
+        if is_sharded(self._reference):
+            return self._forward(batch, self._logprobs_of(self._reference))
         with visiting(self._reference, self._actor.device):
             return self._forward(batch, self._logprobs_of(self._reference))
 
@@ -187,7 +209,7 @@ class LocalWorker:
             found[rows.to(found.device)] = values.final
             return values.tokens
 
-        return Values(self._forward(batch, run), found)
+        return Values(self._forward(batch, run), self._peers.add(found))
 
     def _logprobs_of(self, model: nn.Module) -> Forward:
         def run(part: Batch, rows: Tensor) -> Tensor:
@@ -198,8 +220,9 @@ class LocalWorker:
     @torch.no_grad()
     def _forward(self, batch: Batch, run: Forward) -> Tensor:
         with self._actor.autocast():
-            budget = self._config.ppo_max_token_len_per_gpu
-            return in_micro_batches(batch, run, device=self._actor.device, max_tokens=budget)
+            cuts = self._peers.cut(batch, self._config.ppo_max_token_len_per_gpu)
+            found = in_micro_batches(batch, run, device=self._actor.device, cuts=cuts)
+            return self._peers.add(found)
 
     def _token_logprobs(
         self, model: nn.Module, part: Batch, *, with_entropy: bool = False
@@ -238,7 +261,7 @@ class LocalWorker:
         totals = PolicyTotals()
         with _training(self._actor.module):
             for rows in plan:
-                part = batch.select(rows).to(self._actor.device)
+                part = batch.select(rows)
                 width = part.token_ids.shape[1]
                 minibatch = Minibatch(
                     part,
@@ -249,20 +272,29 @@ class LocalWorker:
                     weights=_cut(weights, rows, width, part),
                 )
                 totals.add(self._policy_step(minibatch, totals))
+        totals.merge(self._peers)
         return totals.metrics(config.kl_loss_coef if config.use_kl_loss else None)
 
     def _policy_step(self, minibatch: Minibatch, totals: PolicyTotals) -> StepResult:
-        for rows in minibatch.batch.micro_batches(self._config.ppo_max_token_len_per_gpu):
+        observations: list[Callable[[], None]] = []
+        for rows in self._peers.cut(minibatch.batch, self._config.ppo_max_token_len_per_gpu):
             with self._actor.autocast():
-                loss = self._policy_objective(minibatch.select(rows), totals)
+                loss, observe = self._policy_objective(minibatch.select(rows), totals)
             self._actor.backward(loss)
+            observations.append(observe)
+        for observe in observations:  # numbers for the logs wait for the GPU, which then has work
+            observe()
         return self._actor.step()
 
-    def _policy_objective(self, part: Minibatch, totals: PolicyTotals) -> Tensor:
-        """The rows' share of the mini-batch loss, with what the logs need on the way."""
-        config, mask = self._config, part.batch.loss_mask
+    def _policy_objective(
+        self, part: Minibatch, totals: PolicyTotals
+    ) -> tuple[Tensor, Callable[[], None]]:
+        """The rows' share of the mini-batch loss, and what tells the logs of it."""
+        config, rows = self._config, part.batch
+        result = self._token_logprobs(self._actor.module, rows, with_entropy=True)
+        part = part.to(self._actor.device)
+        mask = part.batch.loss_mask
         assert part.advantages is not None
-        result = self._token_logprobs(self._actor.module, part.batch, with_entropy=True)
         old = result.logprobs.detach() if part.old_logprobs is None else part.old_logprobs
         inputs = PolicyLossInputs(result.logprobs, old, part.advantages, mask, part.weights)
         terms = self._policy_loss(inputs)
@@ -278,9 +310,12 @@ class LocalWorker:
             entropy_coeff=config.entropy_coeff,
         )
         loss = aggregate(per_token, mask, part.loss_weights)
-        totals.compare(result.logprobs, part.batch.behavior_logprobs, mask)
-        totals.observe(inputs, terms, part.loss_weights, result.entropy, kl)
-        return loss
+
+        def observe() -> None:
+            totals.compare(result.logprobs, part.batch.behavior_logprobs, mask)
+            totals.observe(inputs, terms, part.loss_weights, result.entropy, kl)
+
+        return loss, observe
 
     # --- critic -------------------------------------------------------------------
 
@@ -291,7 +326,7 @@ class LocalWorker:
         totals = CriticTotals()
         with _training(critic.module):
             for rows in self._plan(batch, size, config.ppo_epochs):
-                part = batch.select(rows).to(critic.device)
+                part = batch.select(rows)
                 width = part.token_ids.shape[1]
                 minibatch = Minibatch(
                     part,
@@ -300,6 +335,7 @@ class LocalWorker:
                     old_values=_cut(old_values, rows, width, part),
                 )
                 totals.add(self._critic_step(critic, minibatch, totals))
+        totals.merge(self._peers)
         return totals.metrics()
 
     def _critic_step(
@@ -307,17 +343,18 @@ class LocalWorker:
     ) -> StepResult:
         config = self._critic_config
         budget = config.ppo_max_token_len_per_gpu or self._config.ppo_max_token_len_per_gpu
-        for rows in minibatch.batch.micro_batches(budget):
+        for rows in self._peers.cut(minibatch.batch, budget):
             part = minibatch.select(rows)
-            mask = part.batch.loss_mask
-            assert part.returns is not None and part.old_values is not None
             with critic.autocast():
                 values = _values(critic.module, part.batch).tokens
+            part = part.to(critic.device)
+            mask = part.batch.loss_mask
+            assert part.returns is not None and part.old_values is not None
             terms = value_loss(
                 values, part.old_values, part.returns, mask, cliprange_value=config.cliprange_value
             )
             loss = critic.backward(aggregate(terms.loss, mask, part.loss_weights))
-            totals.observe(loss, value_stats(values, part.returns, mask, terms))
+            totals.observe(float(loss), value_stats(values, part.returns, mask, terms))
         return critic.step()
 
     def _critic_trainable(self) -> Trainable:
@@ -374,12 +411,15 @@ class LocalWorker:
 
 
 def in_micro_batches(
-    batch: Batch, run: Forward, *, device: torch.device, max_tokens: int
+    batch: Batch, run: Forward, *, device: torch.device, cuts: Sequence[Tensor]
 ) -> Tensor:
-    """``run`` over micro-batches, put back into ``[B, T]`` in the order of ``batch``."""
+    """``run`` over the micro-batches ``cuts``, put back into ``[B, T]`` in the batch's order.
+
+    Rows that are in none of them are 0.
+    """
     result = torch.zeros(batch.token_ids.shape, device=device)
-    for rows in batch.micro_batches(max_tokens):
-        computed = run(batch.select(rows).to(device), rows)
+    for rows in cuts:
+        computed = run(batch.select(rows), rows)
         result[rows.to(device), : computed.shape[1]] = computed.to(result.dtype)
     return result
 
@@ -419,7 +459,7 @@ def _cut(tensor: Tensor | None, rows: Tensor, width: int, like: Batch) -> Tensor
     """``[B, T]`` to the rows and the width of a part of the batch, on its device."""
     if tensor is None:
         return None
-    return tensor[rows.to(tensor.device), :width].to(like.token_ids.device)
+    return tensor.to(like.token_ids.device)[rows, :width]
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 import pytest
 
 from agent_r1.config import Config, ConfigWarning, load_config, require, to_yaml
-from agent_r1.config.load import OVERRIDES_VARIABLE
+from agent_r1.config.load import OVERRIDES_VARIABLE, load_section
+from agent_r1.config.sft import SftConfig
 from agent_r1.errors import ConfigError
 
 
@@ -223,6 +224,7 @@ def test_settings_are_frozen():
 
 def test_the_word_off_is_no_boolean_where_it_is_a_choice():
     assert load("actor_rollout_ref.actor.autocast=off").actor_rollout_ref.actor.autocast == "off"
+    assert load_section(SftConfig, None, ["trainer.autocast=off"]).trainer.autocast == "off"
     assert load("sandbox.session=none").sandbox.session == "none"
     assert (
         load("algorithm.rollout_correction.rollout_is=null").algorithm.rollout_correction.rollout_is

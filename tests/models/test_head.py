@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agent_r1.models.head import Head, linear_logprobs
+from agent_r1.models.head import (
+    Head,
+    _logit_gradient,
+    _narrow_gradient,
+    _statistics,
+    linear_logprobs,
+)
 
 ROWS, WIDTH, VOCABULARY = 11, 6, 17
 
@@ -151,3 +157,19 @@ def largest(rows, vocabulary):
 
 def test_memory_is_that_of_one_chunk_and_does_not_grow_with_the_number_of_tokens():
     assert largest(64, 1000) == largest(640, 1000) == 8 * 1000
+
+
+@pytest.mark.parametrize("with_entropy", [False, True])
+def test_the_one_kernel_forms_are_those_of_the_blocks(with_entropy):
+    torch.manual_seed(0)
+    logits = torch.randn(7, 50, dtype=torch.float64) * 5
+    targets = torch.randint(50, (7,))
+    logprobs, normaliser, entropy = _statistics(logits, targets)
+    exact = torch.distributions.Categorical(logits=logits)
+    assert torch.allclose(logprobs, exact.log_prob(targets), atol=1e-12)
+    assert torch.allclose(entropy, exact.entropy(), atol=1e-12)
+    weight, second = torch.randn(2, 7, dtype=torch.float64)
+    asked = (second, entropy) if with_entropy else ()
+    found = _narrow_gradient(torch.float64, logits, targets, normaliser, weight, *asked)
+    expected = _logit_gradient(logits.clone(), normaliser, targets, weight, asked or None)
+    assert torch.allclose(found, expected, atol=1e-12)

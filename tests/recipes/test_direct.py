@@ -3,8 +3,8 @@ import itertools
 
 from agent_r1.recipes import arithmetic
 from agent_r1.recipes.direct import answer_directly
-from agent_r1.rollout.agent_loop import Sampling
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.limits import Sampling
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 
 

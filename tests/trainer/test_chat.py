@@ -11,8 +11,9 @@ from model_server import serving
 from rich.console import Console
 
 from agent_r1.cli import cli
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.trainer.chat import Session, chat

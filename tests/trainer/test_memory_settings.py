@@ -1,6 +1,8 @@
 """Settings that save memory: each must give what the plain setting gives."""
 
+import gc
 import io
+import weakref
 
 import pytest
 import torch
@@ -35,6 +37,16 @@ def test_offloaded_masters_and_moments_change_no_bit(dtype):
     plain, offloaded = worker(model(dtype=dtype)), worker(model(dtype=dtype), offload=True)
     assert train(plain) == train(offloaded)
     assert torch.equal(weights(plain), weights(offloaded))
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_worker_that_is_gone_leaves_no_master_behind(offload):
+    subject = worker(model(dtype=torch.bfloat16), offload=offload)
+    train(subject, 1)
+    masters = [weakref.ref(slot.master) for slot in subject._actor._slots]
+    del subject
+    gc.collect()
+    assert [master for master in masters if master() is not None] == []
 
 
 @pytest.mark.parametrize("offload", [True, False])

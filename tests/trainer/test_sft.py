@@ -12,8 +12,9 @@ from agent_r1.data.traces import Author, Trace, model, tool, write_traces
 from agent_r1.errors import ConfigError, DataError, ModelError
 from agent_r1.models.load import load_model, load_tokenizer, save_model
 from agent_r1.recipes import arithmetic
-from agent_r1.rollout.agent_loop import AgentLoop, LoopLimits, Sampling
+from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import FakeExecutor, Reply, ScriptedEngine, byte_tokenizer, tiny_model
 from agent_r1.tool.envs.retool import ReToolEnv
 from agent_r1.tool.tools.python import PythonTool
