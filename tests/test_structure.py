@@ -1,6 +1,7 @@
 """The walls of the house: sizes, layers and what is banned. See docs/architecture.md."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -127,3 +128,14 @@ def test_help_and_configuration_errors_import_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_path_from_prompt_to_gradient_is_short():
+    """What CONTRIBUTING and the architecture page name: the same ten files, 2,500 lines."""
+    sentence = "read in this order: "
+    page = (ROOT / "docs/architecture.md").read_text().split(sentence)[1].splitlines()[0]
+    files = re.findall(r"`([\w/]+\.py)`", page)
+    guide = (ROOT / "CONTRIBUTING.md").read_text().split("in ten files: ")[1].splitlines()[0]
+    assert files == re.findall(r"`([\w/]+\.py)`", guide)
+    assert len(files) <= 10
+    assert sum(len((PACKAGE / name).read_text().splitlines()) for name in files) <= 2500

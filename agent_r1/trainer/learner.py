@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from agent_r1.data.batch import Batch
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.policy_worker import PolicyWorker
 from agent_r1.trainer.teacher import Teacher
-from agent_r1.trainer.worker import PolicyWorker
 from agent_r1.types import Trajectory
 
 

@@ -38,13 +38,13 @@ from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.curriculum import Curriculum
 from agent_r1.trainer.interrupt import Interrupted, StopRequest
 from agent_r1.trainer.learner import Learner
+from agent_r1.trainer.policy_worker import PolicyWorker
 from agent_r1.trainer.publisher import WeightPublisher
 from agent_r1.trainer.queue import make_queue
 from agent_r1.trainer.sampler import Sample, Sampler, SamplerSettings
 from agent_r1.trainer.supply import TaskSupply
 from agent_r1.trainer.teacher import Teacher
 from agent_r1.trainer.validation import Validator, validation_metrics
-from agent_r1.trainer.worker import PolicyWorker
 from agent_r1.types import Trajectory
 
 T = TypeVar("T")

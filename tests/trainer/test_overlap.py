@@ -253,7 +253,7 @@ def test_a_run_with_a_curriculum_logs_it_and_resumes(toy_config):
 def test_no_module_leaves_the_worker(toy_config):
     from contextlib import ExitStack
 
-    from agent_r1.trainer.worker import PolicyWorker
+    from agent_r1.trainer.policy_worker import PolicyWorker
 
     assert not hasattr(PolicyWorker, "policy")
     with ExitStack() as stack:

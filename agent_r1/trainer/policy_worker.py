@@ -1,0 +1,88 @@
+"""What the training loop sees of the networks, and the rows of one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from agent_r1.data.batch import Batch
+from agent_r1.models.packing import sent
+from agent_r1.models.value import Values
+from agent_r1.models.weights import ModuleWeights
+
+
+class PolicyWorker(Protocol):
+    """The networks of a run: policy, and reference and critic where there are any.
+
+    All tensors in and out are padded ``[B, T]`` on the CPU or the worker's device, in the
+    order of the batch. Log-probabilities are of the tempered distribution and 0.0 outside
+    of the loss mask.
+    """
+
+    @property
+    def weights(self) -> ModuleWeights:
+        """Those of the policy, to be read between updates."""
+
+    def logprobs(self, batch: Batch) -> Tensor: ...
+
+    def ref_logprobs(self, batch: Batch) -> Tensor: ...
+
+    def values(self, batch: Batch) -> Values: ...
+
+    def update_policy(
+        self,
+        batch: Batch,
+        old_logprobs: Tensor | None,
+        advantages: Tensor,
+        ref_logprobs: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> dict[str, float]: ...
+
+    def update_critic(
+        self, batch: Batch, returns: Tensor, old_values: Tensor
+    ) -> dict[str, float]: ...
+
+    def export(self, path: Path) -> None:
+        """Write the policy and its tokenizer as a model folder."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Minibatch:
+    """Rows of one optimizer step, or some of them. Every ``[B, T]`` is cut alike."""
+
+    batch: Batch
+    loss_weights: Tensor  # [B], from the whole mini-batch, so that parts add up to it
+    advantages: Tensor | None = None  # [B, T]
+    old_logprobs: Tensor | None = None  # [B, T]
+    ref_logprobs: Tensor | None = None  # [B, T]
+    weights: Tensor | None = None  # [B, T] off-policy correction
+    returns: Tensor | None = None  # [B, T]
+    old_values: Tensor | None = None  # [B, T]
+
+    def select(self, rows: Tensor) -> Minibatch:
+        """These rows, as wide as the longest of them."""
+        batch = self.batch.select(rows)
+        changed: dict[str, Any] = {"batch": batch, "loss_weights": self.loss_weights[rows]}
+        for field in fields(self)[2:]:
+            tensor: Tensor | None = getattr(self, field.name)
+            if tensor is not None:
+                changed[field.name] = tensor[rows, : batch.token_ids.shape[1]]
+        return replace(self, **changed)
+
+    def to(self, device: torch.device) -> Minibatch:
+        """The same on another device."""
+        changed: dict[str, Any] = {"batch": self.batch.to(device)}
+        for field in fields(self)[1:]:
+            tensor: Tensor | None = getattr(self, field.name)
+            if tensor is not None:
+                changed[field.name] = sent(tensor, device)
+        return replace(self, **changed)
