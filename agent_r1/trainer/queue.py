@@ -60,14 +60,14 @@ class Taken:
 
 
 class GroupQueue(Protocol):
-    """Versions are those of the policy that the learner is about to improve."""
+    """``take`` and ``overdue`` are told the version that the learner is about to improve."""
 
     @property
     def repeatable(self) -> bool:
         """Steps do not overlap: an interrupted one begins anew from where its tasks began."""
 
     def allowance(self, version: int) -> int:
-        """How many groups to begin now."""
+        """How many groups to begin now, while the engine serves this version."""
 
     def begin(self, ticket: Ticket) -> None: ...
 
@@ -80,7 +80,7 @@ class GroupQueue(Protocol):
         """Under way, and too old to be used after this version was improved: to be cut off."""
 
     def owed(self) -> list[Ticket]:
-        """Begun and not trained on, in order, without those that were given up."""
+        """Begun and not trained on, in order, without those whose giving up was reported."""
 
 
 class Waves:
@@ -142,6 +142,12 @@ class Stream:
     further groups are under way than can be used, so that stragglers hold up nobody; they
     are always cut. A step for which ``patience`` groups without signal were sampled trains
     on such. Towards the end of ``steps`` steps no more begin than those will use.
+
+    Why it never stalls: groups that are under way or wait, due by version ``d``, are at no
+    time more than the steps up to ``d`` take. The versions that count are the one that the
+    engine serves (a group that begins now is due ``max_staleness`` later) and the one that
+    the next step improves; they differ while the learner computes, and while the engine is
+    behind because weights did not reach it. What is given up holds no place.
     """
 
     def __init__(
@@ -153,22 +159,24 @@ class Stream:
         self._wait = wait and not surplus
         self._surplus = surplus
         self._patience = patience
-        self._taken_at: int | None = None
+        self._next = 0
+        """The version that the next step improves."""
         self._open: dict[str, Ticket] = {}
         self._ready: list[Finished] = []
         self._flat: list[Finished] = []
+        self._stale: list[Finished] = []
 
     @property
     def repeatable(self) -> bool:
         return False
 
     def allowance(self, version: int) -> int:
-        steps = min(self._staleness + 1, self._steps - version)
+        self._next = max(self._next, version)
+        steps = min(version + self._staleness + 1, self._steps) - self._next
         if steps <= 0:
             return 0
         room = self._size * steps + self._surplus
-        training = self._size if self._taken_at == version else 0
-        return max(0, room - training - len(self._open) - len(self._ready))
+        return max(0, room - len(self._open) - len(self._ready))
 
     def begin(self, ticket: Ticket) -> None:
         self._open[ticket.group.group_id] = ticket
@@ -178,21 +186,22 @@ class Stream:
         (self._ready if finished.informative else self._flat).append(finished)
 
     def take(self, version: int) -> Taken | None:
-        fresh = [f for f in self._ready if version - f.oldest <= self._staleness]
-        stale = [f for f in self._ready if f not in fresh]
-        pool = sorted(fresh, key=lambda f: (f.ticket.version, f.ticket.order))
+        self._next = max(self._next, version)
+        self._give_up_stale(version)
+        ready = sorted(self._ready, key=lambda f: (f.ticket.version, f.ticket.order))
+        spare = []
         if len(self._flat) >= self._patience:
-            usable = [f for f in self._flat if f.usable]
-            pool += [f for f in usable if version - f.oldest <= self._staleness]
-        chosen, rest = pool[: self._size], pool[self._size :]
+            spare = [f for f in self._flat if f.usable and not self._too_old(f, version)]
+        chosen, rest = [*ready, *spare][: self._size], ready[self._size :]
         left = [*self._open.values(), *(f.ticket for f in rest)]
         if len(chosen) < self._size or (self._wait and not self._in_time(left, version + 1)):
             return None
         flat = [f for f in self._flat if f not in chosen]
-        self._ready, self._flat, self._taken_at = [f for f in rest if f.informative], [], version
         chosen.sort(key=lambda f: f.ticket.order)
-        discarded = sorted([*stale, *flat], key=lambda f: f.ticket.order)
-        return Taken(chosen, discarded, [f.ticket for f in stale])
+        discarded = sorted([*self._stale, *flat], key=lambda f: f.ticket.order)
+        again = [f.ticket for f in self._stale]
+        self._ready, self._flat, self._stale, self._next = rest, [], [], version + 1
+        return Taken(chosen, discarded, again)
 
     def overdue(self, version: int) -> list[Ticket]:
         late = [t for t in self._open.values() if version + 1 - t.version > self._staleness]
@@ -201,8 +210,15 @@ class Stream:
         return late
 
     def owed(self) -> list[Ticket]:
-        begun = [*self._open.values(), *(f.ticket for f in self._ready)]
-        return sorted(begun, key=lambda ticket: ticket.order)
+        finished = (f.ticket for f in (*self._ready, *self._stale))
+        return sorted([*self._open.values(), *finished], key=lambda ticket: ticket.order)
+
+    def _too_old(self, finished: Finished, version: int) -> bool:
+        return version - finished.oldest > self._staleness
+
+    def _give_up_stale(self, version: int) -> None:
+        self._stale += [f for f in self._ready if self._too_old(f, version)]
+        self._ready = [f for f in self._ready if not self._too_old(f, version)]
 
     def _in_time(self, left: Sequence[Ticket], version: int) -> bool:
         """Whether the steps from ``version`` on can take all of ``left`` before it is too old."""

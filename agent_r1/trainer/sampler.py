@@ -100,6 +100,7 @@ class Sampler:
             self._fill()
             while (taken := self._take(step)) is None:
                 self._changed.clear()
+                self._fill()  # what was given up as too old has left its place to others
                 await self._changed.wait()
         except BaseException:
             self.give_back([])

@@ -183,6 +183,80 @@ def test_whatever_the_timing_nothing_too_old_is_trained_on_and_the_stream_never_
         assert lost == 0 or not wait
 
 
+def test_while_the_engine_is_behind_no_more_begin_than_the_remaining_steps_take():
+    """Weights of version 1 did not reach it: what begins now still counts as version 0's."""
+    queue = stream(size=2, max_staleness=2)
+    begin(queue, *(ticket(i) for i in range(queue.allowance(0))))  # 6, due at version 2
+    for i in range(2):
+        queue.finish(done(ticket(i)))
+    queue.take(0)
+    assert queue.allowance(0) == 0  # version 1 and 2 take the four that are left
+    for i in range(2, 4):
+        queue.finish(done(ticket(i)))
+    assert orders(queue.take(1).chosen) == [2, 3]
+    assert queue.allowance(0) == 0  # version 2 takes the last two
+    assert queue.allowance(1) == 2  # due at version 3
+
+
+def test_groups_without_signal_that_nobody_needs_hold_up_no_step():
+    """More of them than a step takes came in before there was patience for them."""
+    queue = stream(size=2, max_staleness=1, patience=4)
+    begin(queue, *(ticket(i) for i in range(4)))
+    for i in range(4):
+        queue.finish(done(ticket(i), informative=False))
+        begin(queue, ticket(4 + i))
+    for i in range(4, 8):
+        queue.finish(done(ticket(i), informative=False))
+    taken = queue.take(0)
+    assert (orders(taken.chosen), orders(taken.discarded)) == ([0, 1], [2, 3, 4, 5, 6, 7])
+    assert queue.owed() == []
+
+
+def test_groups_that_are_too_old_when_they_finish_hold_no_place():
+    queue = stream(size=2, max_staleness=1, wait=False)
+    begin(queue, *(ticket(i, 2) for i in range(queue.allowance(2))))
+    for i in range(4):
+        queue.finish(done(ticket(i, 2), version=0))
+    assert queue.take(2) is None
+    assert queue.allowance(2) == 4
+    assert [t.order for t in queue.owed()] == [0, 1, 2, 3]  # not yet reported as given up
+    begin(queue, ticket(4, 2), ticket(5, 2))
+    queue.finish(done(ticket(4, 2)))
+    queue.finish(done(ticket(5, 2)))
+    taken = queue.take(2)
+    assert (orders(taken.chosen), [t.order for t in taken.again]) == ([4, 5], [0, 1, 2, 3])
+    assert queue.owed() == []
+
+
+@pytest.mark.parametrize("wait", [True, False])
+@pytest.mark.parametrize("staleness", [1, 2, 3])
+def test_an_engine_behind_and_groups_without_signal_never_stall_the_stream(wait, staleness):
+    for seed in range(30):
+        rng = random.Random(seed)
+        queue = stream(size=3, max_staleness=staleness, wait=wait, patience=6, steps=40)
+        under_way, order, version, served = [], 0, 0, 0
+        while version < 40:
+            for _ in range(queue.allowance(served)):
+                under_way.append(ticket(order, served))
+                queue.begin(under_way[-1])
+                order += 1
+            taken = queue.take(version)
+            if taken is None:
+                assert under_way, "nothing is under way and the step waits for something"
+                one = under_way.pop(int(len(under_way) * rng.random() ** 0.3))
+                queue.finish(done(one, informative=rng.random() < 0.5))
+                continue
+            assert len(taken.chosen) == 3
+            assert all(version - f.oldest <= staleness for f in taken.chosen)
+            late = queue.overdue(version)
+            assert not late or not wait
+            under_way = [one for one in under_way if one not in late]
+            version += 1
+            if rng.random() < 0.5 or version - served > staleness:
+                served = version  # the other half of the publications fails
+        assert order <= 40 * 3 * 8
+
+
 def test_the_number_decides_which_rule_holds():
     options = {"wait": True, "rounds": 1, "steps": 9}
     assert isinstance(make_queue(2, max_staleness=0, over_sampling=0.0, **options), Waves)
