@@ -239,8 +239,8 @@ class VLLMConfig(Section):
     sleep: bool = False
     """Give the GPU's memory up while the trainer computes; for one GPU that both share."""
     timeout_s: PositiveFloat = 300.0
-    """Longest wait for one completion, in seconds, after which the server counts as wedged and is
-    started anew."""
+    """Seconds in which a server may compute nothing while a completion is asked for, before it
+    counts as wedged and is started anew. A full queue is no reason."""
     start_timeout_s: PositiveFloat = 600.0
     """Seconds in which a server must be ready."""
     args: Names = ()

@@ -24,6 +24,9 @@ class Script:
         self.salts = []
         self.asked = []
         self.gate = None
+        self.updates = 0
+        self.updating = False
+        self.update_gate = None
 
     async def generate(self, prompt_ids, params, salt):
         if self.down:
@@ -40,6 +43,11 @@ class Script:
         if self.down or self.refuses:
             self.refuses = max(0, self.refuses - 1)
             raise Unreachable(f"{self.url} takes no weights")
+        self.updating = True
+        if self.update_gate is not None:
+            await self.update_gate.wait()
+        self.updating = False
+        self.updates += 1
         self.served = version
 
     async def prepare_updates(self):
@@ -177,10 +185,94 @@ def test_a_kept_cache_is_that_of_the_trajectory_alone(tmp_path):
         await engine.load_weights(Weights(), 1, keep_cache=True)
         await engine.generate([1], PARAMS, "old")
         await engine.generate([1], PARAMS, "new")
-        assert a.salts == ["0", "0", "1"]
+        old, again, new = a.salts
+        assert old == again != new
+        await engine.load_weights(Weights(), 1, keep_cache=True)  # other weights, same number
+        await engine.generate([1], PARAMS, "newest")
         await engine.load_weights(Weights(), 2, keep_cache=False)
         await engine.generate([1], PARAMS, "old")
-        assert a.salts[-1] == "2"
+        assert len({*a.salts[1:]}) == 4
+
+    run(engine, body())
+
+
+def test_no_two_runs_share_keys_and_values_of_a_server_that_outlives_them(tmp_path):
+    salts = []
+    for number in range(2):
+        engine, (a,) = fleet(tmp_path / str(number), "A")
+        (tmp_path / str(number)).mkdir()
+
+        async def body(engine=engine):
+            await engine.load_weights(Weights(), 0, keep_cache=True)
+            await engine.generate([1], PARAMS, "t")
+
+        run(engine, body())
+        salts += a.salts
+    assert len(set(salts)) == 2
+
+
+def test_nothing_is_asked_for_while_weights_change(tmp_path):
+    """A trajectory that begins meanwhile would read keys and values of the older weights."""
+    engine, (a,) = fleet(tmp_path, "A")
+
+    async def body():
+        await engine.load_weights(Weights(), 0, keep_cache=True)
+        a.update_gate = asyncio.Event()
+        publication = asyncio.create_task(engine.load_weights(Weights(), 1, keep_cache=True))
+        await until(lambda: a.updating)
+        job = asyncio.create_task(engine.generate([1], PARAMS, "new"))
+        await asyncio.sleep(0.05)
+        assert a.asked == []
+        a.update_gate.set()
+        await publication
+        await job
+        await engine.generate([1], PARAMS, "later")
+        assert a.asked == [1, 1] and len(set(a.salts)) == 1
+
+    run(engine, body())
+
+
+def test_a_server_with_half_of_the_weights_gets_all_of_them_before_it_is_asked_again(tmp_path):
+    engine, (a, b) = fleet(tmp_path)
+
+    async def body():
+        await engine.load_weights(Weights(), 0)
+        a.refuses = b.refuses = 1
+        with pytest.raises(EngineError):
+            await engine.load_weights(Weights(), 1)
+        a.updates = b.updates = 0
+        await asyncio.gather(*(engine.generate([1], PARAMS, f"t{i}") for i in range(4)))
+        assert (a.updates, b.updates) == (1, 1)  # version 0 once more
+
+    run(engine, body())
+
+
+def test_a_publication_waits_for_the_only_server_to_come_back(tmp_path):
+    engine, (a,) = fleet(tmp_path, "A")
+
+    async def body():
+        await engine.load_weights(Weights(), 0)
+        a.down = True
+        with pytest.raises(EngineError):
+            await engine.load_weights(Weights(), 1)
+        publication = asyncio.create_task(engine.load_weights(Weights(), 1))
+        await asyncio.sleep(0.05)
+        assert not publication.done()
+        a.down = False
+        assert await publication == 16
+        assert a.served == 1
+
+    run(engine, body())
+
+
+def test_a_server_that_does_not_tell_versions_is_refused(tmp_path):
+    engine, (a,) = fleet(tmp_path, "A")
+
+    async def body():
+        await engine.load_weights(Weights(), 0)
+        a.served = INITIAL_VERSION
+        with pytest.raises(EngineError, match="does not say which weights"):
+            await engine.generate([1], PARAMS, "t")
 
     run(engine, body())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -18,9 +19,11 @@ from agent_r1.rollout.engine import WeightSource
 from agent_r1.rollout.engines.vllm_process import VLLMProcess
 from agent_r1.rollout.engines.vllm_server import (
     INITIAL_VERSION,
+    UNKNOWN_VERSION,
     ServerFailed,
     Unreachable,
     VLLMServer,
+    Wedged,
 )
 from agent_r1.rollout.engines.vllm_weights import FileSender, Parcel
 from agent_r1.types import Completion, SamplingParams
@@ -62,7 +65,9 @@ class Replica:
         self.version = await self.server.version()
 
     async def update(self, parcel: Parcel, *, keep_cache: bool) -> None:
+        """Raises :class:`EngineError`; then nobody knows which weights the server has."""
         assert self.server is not None
+        self.version = UNKNOWN_VERSION
         if not self.prepared:
             await self.server.prepare_updates()
             self.prepared = True
@@ -100,8 +105,12 @@ class VLLMEngine:
         self._sender = sender or FileSender()
         self._version = INITIAL_VERSION
         self._keep_cache = False
+        self._publications = 0
+        self._updated = asyncio.Event()
+        self._updated.set()
+        self._mark = secrets.token_hex(4)
         self._homes: dict[str, tuple[Replica, int]] = {}
-        """Of each trajectory: its replica, and the version that it began with."""
+        """Of each trajectory: its replica, and the publication that it began with."""
         self._recoveries: dict[Replica, asyncio.Task[None]] = {}
         self._fatal: EngineError | None = None
         self._starting: asyncio.Future[None] | None = None
@@ -128,13 +137,14 @@ class VLLMEngine:
     ) -> Completion:
         await self._start()
         for attempt in range(_ATTEMPTS):
+            await self._updated.wait()
             replica = await self._route(request_id)
-            began = self._homes[request_id][1]
-            salt = str(began if self._keep_cache else self._version)
             assert replica.server is not None
             replica.load += 1
             try:
-                return await replica.server.generate(prompt_ids, params, salt)
+                served, salt = replica.version, self._salt(request_id)
+                completion = await replica.server.generate(prompt_ids, params, salt)
+                return _dated(completion, served, replica)
             except Unreachable as error:
                 self._lose(replica, error)
                 self._homes.pop(request_id, None)
@@ -154,17 +164,22 @@ class VLLMEngine:
         """
         await self._start()
         await self._wake()
-        self._keep_cache = keep_cache
         parcel = await asyncio.to_thread(self._sender.pack, source, version)
-        ready = [replica for replica in self._replicas if replica.ready]
-        outcomes = await asyncio.gather(
-            *(self._update(replica, parcel, keep_cache) for replica in ready)
-        )
-        if not any(outcomes):
-            self._sender.discard(parcel)
-            raise EngineError(f"no vLLM server took version {version}; see the log for each")
-        self._version = version
-        self._sender.keep(parcel)
+        ready = await self._ready()
+        self._updated.clear()
+        try:
+            outcomes = await asyncio.gather(
+                *(self._update(replica, parcel, keep_cache) for replica in ready)
+            )
+            if not any(outcomes):
+                self._sender.discard(parcel)
+                raise EngineError(f"no vLLM server took version {version}; see the log for each")
+            self._version = version
+            self._keep_cache = keep_cache
+            self._publications += 1
+            self._sender.keep(parcel)
+        finally:
+            self._updated.set()
         return parcel.size
 
     async def rest(self) -> None:
@@ -210,6 +225,31 @@ class VLLMEngine:
             return False
         return True
 
+    def _salt(self, request_id: str) -> str:
+        """Keys and values are reused only by requests that give the same one.
+
+        Never those of another run, nor of other weights of the same number: a server may have
+        served either before.
+        """
+        began = self._homes[request_id][1]
+        return f"{self._mark}.{began if self._keep_cache else self._publications}"
+
+    async def _ready(self) -> Sequence[Replica]:
+        """Replicas that can be updated now; waits for one that is being brought back."""
+        deadline = time.monotonic() + self._start_timeout_s
+        while not (ready := [replica for replica in self._replicas if replica.ready]):
+            self._check(deadline)
+            await asyncio.sleep(0.05)
+        return ready
+
+    def _check(self, deadline: float) -> None:
+        if self._fatal is not None:
+            raise EngineError(str(self._fatal))
+        if time.monotonic() > deadline:
+            raise EngineError(
+                f"no vLLM server serves version {self._version}; they are lost or behind"
+            )
+
     async def _route(self, request_id: str) -> Replica:
         """The trajectory's own replica, or the one with the least to do; waits for one."""
         deadline = time.monotonic() + self._start_timeout_s
@@ -220,14 +260,9 @@ class VLLMEngine:
             usable = [replica for replica in self._replicas if self._serves(replica)]
             if usable:
                 chosen = min(usable, key=lambda replica: replica.load)
-                self._homes[request_id] = (chosen, home[1] if home else self._version)
+                self._homes[request_id] = (chosen, home[1] if home else self._publications)
                 return chosen
-            if self._fatal is not None:
-                raise EngineError(str(self._fatal))
-            if time.monotonic() > deadline:
-                raise EngineError(
-                    f"no vLLM server serves version {self._version}; they are lost or behind"
-                )
+            self._check(deadline)
             await asyncio.sleep(0.05)
 
     def _serves(self, replica: Replica) -> bool:
@@ -239,18 +274,17 @@ class VLLMEngine:
             return
         replica.ready = False
         _LOG.warning("lost %s: %s", replica.name, error)
-        hung = isinstance(error, ServerFailed) or isinstance(error.__cause__, TimeoutError)
-        hung = hung or "no answer within" in str(error)
+        broken = isinstance(error, ServerFailed | Wedged) or replica.version == UNKNOWN_VERSION
         work: Coroutine[Any, Any, None] = (
-            self._return(replica) if replica.process is None else self._restart(replica, hung)
+            self._return(replica) if replica.process is None else self._restart(replica, broken)
         )
         self._recoveries[replica] = asyncio.create_task(work)
 
-    async def _restart(self, replica: Replica, hung: bool) -> None:
+    async def _restart(self, replica: Replica, broken: bool) -> None:
         """Bring our own process back: as it is if it is well, else from the beginning."""
         for attempt in range(3):
             try:
-                if hung or attempt or not await self._well(replica):
+                if broken or attempt or not await self._well(replica):
                     await replica.start(self._start_timeout_s)
                 await self._catch_up(replica)
                 return
@@ -267,8 +301,9 @@ class VLLMEngine:
                 assert replica.server is not None
                 if await replica.server.alive():
                     version = await replica.server.version()
-                    replica.prepared = replica.prepared and version == replica.version
-                    replica.version = version
+                    torn = replica.version == UNKNOWN_VERSION and version != INITIAL_VERSION
+                    replica.prepared = replica.prepared and (torn or version == replica.version)
+                    replica.version = UNKNOWN_VERSION if torn else version
                     await self._catch_up(replica)
                     return
             except EngineError as error:
@@ -281,8 +316,19 @@ class VLLMEngine:
 
     async def _catch_up(self, replica: Replica) -> None:
         while replica.version != self._version:
-            if self._sender.current is None:
-                raise EngineError(f"{replica.name} serves version {replica.version} and no other")
-            await replica.update(self._sender.current, keep_cache=self._keep_cache)
+            if self._sender.current is None:  # nothing was published yet
+                if replica.version != UNKNOWN_VERSION:
+                    replica.version = self._version
+                break
+            await replica.update(self._sender.current, keep_cache=False)
         replica.ready = True
         _LOG.warning("%s is back with version %d", replica.name, replica.version)
+
+
+def _dated(completion: Completion, served: int, replica: Replica) -> Completion:
+    """The completion, if the server said by which weights it was sampled."""
+    if served != INITIAL_VERSION and completion.versions[0][1] == INITIAL_VERSION:
+        raise EngineError(
+            f"{replica.name} does not say which weights sampled which token; vLLM does from 0.32 on"
+        )
+    return completion

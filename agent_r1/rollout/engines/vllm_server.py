@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import asyncio
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -11,12 +13,24 @@ import msgspec
 from agent_r1.errors import ContextExceeded, EngineError
 from agent_r1.types import Completion, Finish, SamplingParams, Versions
 
+T = TypeVar("T")
+
 INITIAL_VERSION = -1
 """Of a server that was never sent any weights."""
+UNKNOWN_VERSION = -2
+"""Of a server to which a transfer did not come to its end."""
+_LOOK_S = 10.0
+_IDLE_S = 2.0
+"""Idle connections are closed after this time. vLLM closes them after 5 s, by default, and what
+is sent while it does is lost."""
 
 
 class Unreachable(EngineError):
-    """The server is gone, or gives no answer in time. Another may do what it was asked."""
+    """The server cannot be asked, or broke off. Another may do what it was asked."""
+
+
+class Wedged(Unreachable):
+    """The server took a request and computes nothing: it will not recover by itself."""
 
 
 class ServerFailed(Unreachable):
@@ -26,16 +40,18 @@ class ServerFailed(Unreachable):
 class VLLMServer:
     """The routes of ``vllm serve --enable-scale-out`` with ``VLLM_SERVER_DEV_MODE=1``.
 
-    ``timeout_s`` is the longest wait for one completion. Cancelling a request closes its
-    connection, on which vLLM aborts it.
+    ``timeout_s`` is how long the server may compute nothing while a completion is asked for,
+    and how long it may take over anything else. A full queue is no reason to give up.
+    Cancelling a request closes its connection, on which vLLM aborts it.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, connect_s: float = 10.0) -> None:
         self.url = url.rstrip("/")
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        timeout = httpx.Timeout(timeout_s, connect=10.0, pool=None)
-        self._client = httpx.AsyncClient(base_url=self.url, limits=limits, timeout=timeout)
+        self._client = _client(self.url, reuse=True)
+        self._control = _client(self.url, reuse=False)
         self._timeout_s = timeout_s
+        self._connect_s = connect_s
+        self._updating = False
 
     async def generate(
         self, prompt_ids: Sequence[int], params: SamplingParams, salt: str
@@ -46,7 +62,7 @@ class VLLMServer:
             "sampling_params": _sampling(params),
             "cache_salt": salt,
         }
-        answer = await self.post("/inference/v1/generate", body)
+        answer = await self._while_it_computes(self._complete(msgspec.json.encode(body)))
         choice = answer["choices"][0]
         if choice["finish_reason"] not in ("stop", "length"):
             raise Unreachable(f"{self.url} ended a request with {choice['finish_reason']!r}")
@@ -59,6 +75,15 @@ class VLLMServer:
 
         Without ``keep_cache`` the keys and values of requests in flight are computed anew.
         """
+        self._updating = True
+        try:
+            await self._update(infos, version, keep_cache)
+        finally:
+            self._updating = False
+
+    async def _update(
+        self, infos: Sequence[Mapping[str, Any]], version: int, keep_cache: bool
+    ) -> None:
         await self.post("/pause?mode=keep&clear_cache=false")
         try:
             await self.post("/start_weight_update")
@@ -91,7 +116,7 @@ class VLLMServer:
     async def version(self) -> int:
         """The version that is served; :data:`INITIAL_VERSION` before any was sent."""
         try:
-            answer = await self._client.get("/weight_info", timeout=10.0)
+            answer = await self._control.get("/weight_info", timeout=_LOOK_S)
             label = answer.raise_for_status().json()["weight_version"]
         except (httpx.HTTPError, ValueError, KeyError) as error:
             raise Unreachable(f"{self.url} does not answer ({error!r})") from error
@@ -100,22 +125,78 @@ class VLLMServer:
     async def alive(self) -> bool:
         """Whether the server says that it is well."""
         try:
-            return (await self._client.get("/health", timeout=5.0)).status_code == 200
+            return (await self._control.get("/health", timeout=_LOOK_S)).status_code == 200
         except httpx.HTTPError:
             return False
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Have the server do something other than a completion, once and no second time."""
         content = b"" if body is None else msgspec.json.encode(body)
         try:
-            answer = await self._client.post(
-                path, content=content, headers={"Content-Type": "application/json"}
-            )
-        except httpx.TimeoutException as error:
-            raise Unreachable(
-                f"{self.url} gave no answer within {self._timeout_s:g} s to {path}"
-            ) from error
-        except httpx.HTTPError as error:
+            answer = await self._send(self._control, path, content, self._timeout_s)
+        except httpx.TransportError as error:
             raise Unreachable(f"{self.url} is not reachable: {error!r}") from error
+        return self._content(path, answer)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        await self._control.aclose()
+
+    async def _complete(self, content: bytes) -> Any:
+        """A completion. Asked for again, by a new connection, if an old one turns out closed."""
+        path = "/inference/v1/generate"
+        try:
+            try:
+                answer = await self._send(self._client, path, content, None)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                answer = await self._send(self._control, path, content, None)
+        except httpx.TransportError as error:
+            raise Unreachable(f"{self.url} is not reachable: {error!r}") from error
+        return self._content(path, answer)
+
+    async def _send(
+        self, client: httpx.AsyncClient, path: str, content: bytes, timeout_s: float | None
+    ) -> httpx.Response:
+        headers = {"Content-Type": "application/json"}
+        timeout = httpx.Timeout(timeout_s, connect=self._connect_s, pool=None)
+        try:
+            return await client.post(path, content=content, headers=headers, timeout=timeout)
+        except httpx.ConnectTimeout as error:
+            raise Unreachable(
+                f"{self.url} took no connection within {self._connect_s:g} s"
+            ) from error
+        except httpx.TimeoutException as error:
+            raise Wedged(f"{self.url} gave no answer within {timeout_s:g} s to {path}") from error
+
+    async def _while_it_computes(self, request: Coroutine[Any, Any, T]) -> T:
+        """The answer, however long it takes, as long as the server computes tokens."""
+        task = asyncio.ensure_future(request)
+        pause_s = self._timeout_s / 2
+        before: float | None = None
+        try:
+            while not (await asyncio.wait({task}, timeout=pause_s))[0]:
+                now: float | None = await self._computed()
+                if self._updating:  # it is not to compute anything
+                    now = None
+                elif before is not None and now is not None and now <= before:
+                    raise Wedged(f"{self.url} computed nothing for {pause_s:g} s or longer")
+                before = now
+            return task.result()
+        finally:
+            task.cancel()
+
+    async def _computed(self) -> float:
+        """Tokens that the server has computed since it started, prompts among them."""
+        try:
+            timeout = httpx.Timeout(max(_LOOK_S, self._timeout_s / 2), connect=self._connect_s)
+            answer = (await self._control.get("/metrics", timeout=timeout)).raise_for_status()
+        except httpx.ReadTimeout as error:
+            raise Wedged(f"{self.url} does not say what it computes: {error!r}") from error
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{self.url} does not say what it computes: {error!r}") from error
+        return sum(float(number) for number in _TOKENS.findall(answer.text))
+
+    def _content(self, path: str, answer: httpx.Response) -> Any:
         if answer.status_code >= 500:
             raise ServerFailed(f"{self.url}{path} failed: {answer.text[:500]}")
         if answer.status_code >= 400:
@@ -126,8 +207,17 @@ class VLLMServer:
             )
         return msgspec.json.decode(answer.content) if answer.content else None
 
-    async def close(self) -> None:
-        await self._client.aclose()
+
+_TOKENS = re.compile(r"^vllm:(?:generation|prompt)_tokens_total(?:\{.*\})? (\S+)$", re.MULTILINE)
+
+
+def _client(url: str, *, reuse: bool) -> httpx.AsyncClient:
+    limits = httpx.Limits(
+        max_connections=None,
+        max_keepalive_connections=None if reuse else 0,
+        keepalive_expiry=_IDLE_S,
+    )
+    return httpx.AsyncClient(base_url=url, limits=limits)
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:
