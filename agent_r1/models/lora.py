@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ from agent_r1.errors import ModelError
 
 ADAPTER = "default"
 _BASE = ".base_layer."
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What is added to one weight: ``scale`` x B A, with ``a[r, in]`` and ``b[out, r]``."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """The weight with the update added, in float32, rounded once to the weight's type."""
+        update = (self.b.float() @ self.a.float()) * self.scale
+        return (weight.float() + update).to(weight.dtype)
 
 
 def add_lora(
@@ -113,28 +128,35 @@ def without_lora(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def adapters_of(model: nn.Module) -> dict[str, Adapter]:
+    """The adapters, by the names that the weights have in the plain model."""
+    found = {}
+    for name, layer in lora_layers(model):
+        a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+        found[f"{name}.weight"] = Adapter(a, b, float(layer.scaling[ADAPTER]))
+    return found
+
+
+def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights of the plain model without its adapters; tied ones come once."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(_BASE, "."), parameter.detach()
+
+
 @torch.no_grad()
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """A state dict of the plain model: every adapted weight with its update added.
 
     Sums are formed in float32 and rounded once to the type of the weight.
     """
-    updates = {f"{name}.weight": layer for name, layer in lora_layers(model)}
-    state: dict[str, Tensor] = {}
-    for name, tensor in model.state_dict().items():
-        if ".lora_" in name:
-            continue
-        plain = name.replace(_BASE, ".")
-        layer = updates.get(plain)
-        state[plain] = tensor if layer is None else _merged(tensor, layer)
-    return state
-
-
-def _merged(weight: Tensor, layer: Any) -> Tensor:
-    a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-    update = (b.float() @ a.float()) * layer.scaling[ADAPTER]
-    merged: Tensor = (weight.float() + update).to(weight.dtype)
-    return merged
+    adapters = adapters_of(model)
+    state = {
+        name.replace(_BASE, "."): tensor
+        for name, tensor in model.state_dict().items()
+        if ".lora_" not in name
+    }
+    return state | {name: adapter.merged(state[name]) for name, adapter in adapters.items()}
 
 
 def save_adapter(model: nn.Module, folder: Path, base: str) -> None:

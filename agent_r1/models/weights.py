@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from agent_r1.models.lora import has_lora, merged_state
+from agent_r1.models.lora import Adapter, adapters_of, base_weights
 
 
 class ModuleWeights:
     """The weights of a module, which training goes on to change. Tied weights come once.
 
-    Implements :class:`agent_r1.rollout.engine.WeightSource`.
+    Implements :class:`agent_r1.rollout.engine.AdapterSource`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -22,6 +22,12 @@ class ModuleWeights:
         return self._module.named_parameters()
 
     def checkpoint(self) -> Iterable[tuple[str, Tensor]]:
-        if has_lora(self._module):
-            return merged_state(self._module).items()
-        return ((name, tensor.detach()) for name, tensor in self._module.named_parameters())
+        adapters = self.adapters()
+        for name, weight in base_weights(self._module):
+            yield name, adapters[name].merged(weight) if name in adapters else weight
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        return adapters_of(self._module)
+
+    def base(self) -> Iterable[tuple[str, Tensor]]:
+        return base_weights(self._module)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from agent_r1.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from agent_r1.models.lora import Adapter
 
 OnTokens = Callable[[Sequence[int]], None]
 """Receives sampled ids as they come, on the caller's event loop."""
@@ -23,6 +25,17 @@ class WeightSource(Protocol):
 
     def checkpoint(self) -> Iterable[tuple[str, Tensor]]:
         """Tensors as a model folder of Hugging Face has them, adapters merged."""
+
+
+@runtime_checkable
+class AdapterSource(WeightSource, Protocol):
+    """Weights of which training may change nothing but adapters: those are enough to send."""
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        """By the names that their weights have in ``checkpoint``. Empty: anything may change."""
+
+    def base(self) -> Iterable[tuple[str, Tensor]]:
+        """``checkpoint`` without what the adapters add; the same at all times."""
 
 
 class Engine(Protocol):

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from vllm_kit import logprobs_by, model_folder, model_of, run, running, settings, weights
 
+from agent_r1.models.lora import add_lora, lora_layers
 from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.group import Group, GroupRunner
@@ -93,6 +95,32 @@ def test_sampling_stopping_tools_and_weights_between_and_during(folder, tmp_path
     for trajectory in during:
         exact(second, trajectory, 1)
         exact(third, trajectory, 2)
+
+
+def test_adapters_alone_are_sent_and_added_to_their_base(folder, tmp_path):
+    pytest.importorskip("peft")
+    model = add_lora(model_of(), rank=4, alpha=8.0, targets=("q_proj", "down_proj"))
+    pairs = [layer.lora_B["default"].weight for _, layer in lora_layers(model)]
+
+    async def body():
+        async with running(folder, tmp_path) as engine:
+            found = []
+            for version in range(3):
+                with torch.no_grad():
+                    for number, weight in enumerate(pairs):
+                        torch.manual_seed(100 * version + number)
+                        weight.normal_(std=0.5 * version)
+                size = await engine.load_weights(weights(model), version)
+                completion = await engine.generate(PROMPT, SamplingParams(24, seed=1), str(version))
+                expected = logprobs_by(model, PROMPT, completion)
+                found.append((size, completion, expected))
+            return found
+
+    base, first, second = run(body())
+    assert second[0] == first[0] < base[0] / 4
+    for _, completion, expected in (base, first, second):
+        assert np.allclose(expected, completion.logprobs, atol=1e-3)
+    assert len({one[1].token_ids for one in (base, first, second)}) == 3
 
 
 def test_more_prompts_at_once_than_one_step_computes(folder, tmp_path):

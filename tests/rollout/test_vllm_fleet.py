@@ -277,6 +277,40 @@ def test_a_server_that_does_not_tell_versions_is_refused(tmp_path):
     run(engine, body())
 
 
+def test_where_adapters_are_trained_only_they_are_sent(tmp_path):
+    pytest.importorskip("peft")
+    import torch
+
+    from agent_r1.models.lora import add_lora, lora_layers
+    from agent_r1.models.weights import ModuleWeights
+    from agent_r1.rollout.engines.vllm_plugin import FileUpdate
+    from agent_r1.testing import tiny_model
+
+    model = add_lora(tiny_model(300), rank=2, alpha=8.0, targets=("q_proj", "down_proj"))
+    source, sender = ModuleWeights(model), FileSender(tmp_path)
+    first = sender.pack(source, 0)
+    sender.keep(first)
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B["default"].weight)
+    second = sender.pack(source, 1)
+    halves = [p for name, p in model.named_parameters() if ".lora_" in name]
+    base = [p for name, p in model.named_parameters() if ".lora_" not in name]
+    assert second.size == 4 * sum(p.numel() for p in halves)
+    assert first.size == second.size + 4 * sum(p.numel() for p in base)
+    (told,) = second.infos
+    received = dict(FileUpdate(**told).tensors("cpu"))
+    expected = dict(source.checkpoint())
+    assert received.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(received[name], tensor), name
+    sender.keep(second)  # the first version goes, the base stays
+    assert sorted(path.name for path in tmp_path.rglob("*.safetensors")) == [
+        "base.safetensors",
+        "version-1.safetensors",
+    ]
+    sender.close()
+
+
 def test_nobody_there_is_an_error_after_a_while(tmp_path):
     engine, (a,) = fleet(tmp_path, "A", start_timeout_s=0.2)
 

@@ -8,8 +8,13 @@ installed in the environment that vLLM runs in.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRANSPORT = "agent_r1_file"
 
@@ -29,9 +34,36 @@ class FileInit:
 
 @dataclass
 class FileUpdate:
-    """One safetensors file with tensors as a model folder of Hugging Face has them."""
+    """One safetensors file with tensors as a model folder of Hugging Face has them.
+
+    With ``base`` that one has, and ``path`` has ``NAME.a`` and ``NAME.b`` of its adapters.
+    """
 
     path: str
+    base: str | None = None
+
+    def tensors(self, device: str) -> Iterator[tuple[str, Tensor]]:
+        """Whole weights, one at a time."""
+        from safetensors import safe_open
+
+        with safe_open(self.path, framework="pt", device=device) as file:
+            if self.base is None:
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
+                return
+            scales = json.loads(file.metadata()["scales"])
+            with safe_open(self.base, framework="pt", device=device) as base:
+                for name in base.keys():  # noqa: SIM118
+                    yield name, _adapted(name, base.get_tensor(name), file, scales)
+
+
+def _adapted(name: str, weight: Tensor, file: Any, scales: dict[str, float]) -> Tensor:
+    from agent_r1.models.lora import Adapter
+
+    if name not in scales:
+        return weight
+    a, b = file.get_tensor(f"{name}.a"), file.get_tensor(f"{name}.b")
+    return Adapter(a, b, scales[name]).merged(weight)
 
 
 def __getattr__(name: str) -> Any:
@@ -42,7 +74,6 @@ def __getattr__(name: str) -> Any:
 
 
 def _make() -> Any:
-    from safetensors import safe_open
     from vllm.distributed.weight_transfer.base import WeightTransferEngine
     from vllm.model_executor.model_loader.reload import (
         finalize_layerwise_reload,
@@ -66,9 +97,7 @@ def _make() -> Any:
             self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: FileUpdate) -> None:
-            with safe_open(update_info.path, framework="pt", device=str(self.device)) as file:
-                names = file.keys()
-                self.model.load_weights((name, file.get_tensor(name)) for name in names)
+            self.model.load_weights(update_info.tensors(str(self.device)))
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)

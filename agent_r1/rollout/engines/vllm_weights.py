@@ -1,16 +1,25 @@
-"""Weights in a file that every replica reads: the sending side of :mod:`.vllm_plugin`."""
+"""Weights in a file that every replica reads: the sending side of :mod:`.vllm_plugin`.
+
+Where only adapters are trained, the base is written once and each version is A and B alone.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent_r1.errors import EngineError
-from agent_r1.rollout.engine import WeightSource
+from agent_r1.rollout.engine import AdapterSource, WeightSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from agent_r1.models.lora import Adapter
 
 _MEMORY = Path("/dev/shm")
 
@@ -22,11 +31,14 @@ class Parcel:
     version: int
     path: Path
     size: int
+    """Bytes that were written for it."""
+    base: Path | None = None
+    """What the adapters in ``path`` are added to; None: ``path`` has whole weights."""
 
     @property
     def infos(self) -> Sequence[Mapping[str, Any]]:
         """What vLLM's ``update_weights`` is told."""
-        return [{"path": str(self.path)}]
+        return [{"path": str(self.path), "base": None if self.base is None else str(self.base)}]
 
 
 class FileSender:
@@ -38,21 +50,22 @@ class FileSender:
     def __init__(self, folder: Path | None = None) -> None:
         self._chosen = folder
         self._folder: Path | None = None
+        self._base: Path | None = None
         self.current: Parcel | None = None
 
     def pack(self, source: WeightSource, version: int) -> Parcel:
         """Blocks while it writes. :class:`EngineError` when the disk or memory is full."""
-        from safetensors.torch import save_file
-
-        tensors = {n: t.detach().to("cpu").contiguous() for n, t in source.checkpoint()}
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        path = self._place(size) / f"version-{version}.safetensors"
-        try:
-            save_file(tensors, path)
-        except Exception as error:  # safetensors reports a full disk with a type of its own
-            path.unlink(missing_ok=True)
-            raise EngineError(f"the weights cannot be written to {path}: {error}") from error
-        return Parcel(version, path, size)
+        adapters = source.adapters() if isinstance(source, AdapterSource) else {}
+        if not adapters:
+            path, size = self._write(f"version-{version}", source.checkpoint(), {})
+            return Parcel(version, path, size)
+        size = 0
+        if self._base is None:
+            assert isinstance(source, AdapterSource)
+            self._base, size = self._write("base", source.base(), {})
+        scales = json.dumps({name: adapter.scale for name, adapter in adapters.items()})
+        path, more = self._write(f"version-{version}", _halves(adapters), {"scales": scales})
+        return Parcel(version, path, size + more, self._base)
 
     def keep(self, parcel: Parcel) -> None:
         """This one is served from now on; the one before goes."""
@@ -68,6 +81,22 @@ class FileSender:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _write(
+        self, name: str, weights: Iterable[tuple[str, Tensor]], metadata: dict[str, str]
+    ) -> tuple[Path, int]:
+        """Where the file is, and the bytes of its tensors."""
+        from safetensors.torch import save_file
+
+        tensors = {n: t.detach().to("cpu").contiguous() for n, t in weights}
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        path = self._place(size) / f"{name}.safetensors"
+        try:
+            save_file(tensors, path, metadata)
+        except Exception as error:  # safetensors reports a full disk with a type of its own
+            path.unlink(missing_ok=True)
+            raise EngineError(f"the weights cannot be written to {path}: {error}") from error
+        return path, size
+
     def _place(self, size: int) -> Path:
         if self._folder is None:
             parent = self._chosen
@@ -76,3 +105,9 @@ class FileSender:
                 parent = _MEMORY if shutil.disk_usage(_MEMORY).free > 2.5 * size else None
             self._folder = Path(tempfile.mkdtemp(prefix="agent-r1-weights-", dir=parent))
         return self._folder
+
+
+def _halves(adapters: Mapping[str, Adapter]) -> Iterable[tuple[str, Tensor]]:
+    for name, adapter in adapters.items():
+        yield f"{name}.a", adapter.a
+        yield f"{name}.b", adapter.b
