@@ -6,11 +6,14 @@ its own trajectories, ``E_{y ~ student} sum_t [log p_S(y_t | y_<t) - log p_T(y_t
 action tokens count; what a tool wrote is context for both.
 
 :func:`opd` takes the divergence at the sampled token alone as that token's advantage, which needs
-one number of the teacher for each token.
+one number of the teacher for each token. The divergence over the teacher's most probable tokens,
+or over all of them, is a term of the loss (:mod:`agent_r1.models.divergence`), beside which
+:func:`silent` leaves no advantage.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from agent_r1.algorithms.episodes import AdvantageInputs, AdvantageResult
@@ -30,6 +33,11 @@ def opd(inputs: AdvantageInputs, *, clip: float | None = None) -> AdvantageResul
             "folder, or algorithm.distillation.server to the address of a server"
         )
     return AdvantageResult(gap_advantage(inputs.teacher_gap, inputs.loss_mask, clip=clip))
+
+
+def silent(inputs: AdvantageInputs) -> AdvantageResult:
+    """No advantage: the teacher speaks in the loss alone."""
+    return AdvantageResult(torch.zeros(inputs.loss_mask.shape, device=inputs.loss_mask.device))
 
 
 def gap_advantage(gap: Tensor, mask: Tensor, *, coef: float = 1.0, clip: float | None) -> Tensor:

@@ -241,6 +241,11 @@ def _distillation(config: Config) -> Iterator[str]:
             "algorithm.adv_estimator=opd needs a teacher; set algorithm.distillation.teacher to a "
             "model folder, or algorithm.distillation.server to an address"
         )
+    if settings.server and settings.form == "exact":
+        yield (
+            f"{key}.form=exact needs whole distributions, which {key}.server does not give; set "
+            f"{key}.form=topk, or use a local teacher"
+        )
     if settings.server and config.actor_rollout_ref.rollout.temperature != 1:
         yield (
             f"{key}.server gives log-probabilities at temperature 1, and "

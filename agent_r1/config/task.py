@@ -155,15 +155,32 @@ class DistillationConfig(Section):
     """Name of the teacher at the server."""
     token_env: str = "AGENT_R1_TEACHER_TOKEN"
     """Environment variable with the server's bearer token."""
+    form: Literal["sampled", "topk", "exact"] = "sampled"
+    """What is taken of the divergence: its value at the sampled token as an advantage
+    (sampled), or its gradient over the teacher's most probable tokens (topk) or over all
+    (exact, a local teacher only)."""
+    topk: PositiveInt = 20
+    """Number of tokens of form topk; all others count as one. vLLM gives 20 unless told."""
     coef: NonNegativeFloat = 1.0
-    """Weight of the teacher's per-token advantage beside that of another estimator than opd."""
+    """Weight of the teacher beside another estimator than opd."""
     clip: PositiveFloat | None = 10.0
-    """Largest magnitude of a token's advantage by the teacher, in nats. null: unbounded."""
+    """Largest magnitude of a token's advantage by the teacher, in nats, with form sampled. null:
+    unbounded."""
 
     @property
     def given(self) -> bool:
         """Whether there is a teacher."""
         return bool(self.teacher or self.server)
+
+    @property
+    def tokens(self) -> int | None:
+        """How many tokens of each distribution a teacher tells (None: all)."""
+        return self.topk if self.form == "topk" else None
+
+    @property
+    def as_advantage(self) -> bool:
+        """Whether a teacher's word is an advantage, and no term of the loss."""
+        return self.given and self.form == "sampled"
 
 
 OutcomeTreatment = Literal["count", "penalise", "bootstrap", "mask", "drop"]

@@ -19,6 +19,7 @@ from agent_r1.data.batch import Batch
 from agent_r1.distributed.ranks import Ranks, watched
 from agent_r1.distributed.shard import reshard, whole_parameters
 from agent_r1.distributed.state import gathered, map_tensors, scattered
+from agent_r1.models.divergence import TeacherView
 from agent_r1.models.load import save_model
 from agent_r1.models.lora import has_lora, merged_state
 from agent_r1.models.value import Values
@@ -121,9 +122,10 @@ class ShardedWorker:
         advantages: Tensor,
         ref_logprobs: Tensor | None = None,
         weights: Tensor | None = None,
+        teacher: TeacherView | None = None,
     ) -> dict[str, float]:
         found: dict[str, float] = self._together(
-            "update_policy", batch, old_logprobs, advantages, ref_logprobs, weights
+            "update_policy", batch, old_logprobs, advantages, ref_logprobs, weights, teacher
         )
         return found
 

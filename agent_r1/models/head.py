@@ -61,8 +61,7 @@ def linear_logprobs(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     exact = torch.promote_types(hidden.dtype, torch.float32)
     if chunk_rows is None:
-        row_bytes = head.weight.shape[0] * exact.itemsize
-        chunk_rows = max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"]) // row_bytes)
+        chunk_rows = rows_at_once(hidden, head)
     block_rows = chunk_rows
     if device == "cpu":
         block_rows = max(1, BLOCK_BYTES // (head.weight.shape[0] * exact.itemsize))
@@ -75,6 +74,13 @@ def linear_logprobs(
             hidden, head.weight, head.bias, targets, settings, with_entropy
         )
     return logprobs, entropy if with_entropy else None
+
+
+def rows_at_once(hidden: Tensor, head: Head) -> int:
+    """How many rows have their logits in one buffer of the device's size."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    room = CHUNK_BYTES.get(hidden.device.type, CHUNK_BYTES["cuda"])
+    return max(1, room // (head.weight.shape[0] * exact.itemsize))
 
 
 @dataclass(frozen=True, slots=True)

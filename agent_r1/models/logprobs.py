@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from agent_r1.errors import ModelError
 from agent_r1.models.attention import PACKED
+from agent_r1.models.divergence import TeacherView, reverse_kl
 from agent_r1.models.head import Head, linear_logprobs
 from agent_r1.models.packing import PackedLayout, pack, sent
 from agent_r1.models.sharded import compute_device, is_tied, whole
@@ -17,10 +18,12 @@ from agent_r1.models.sharded import compute_device, is_tied, whole
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """``logprobs[B, T]`` (float32; 0.0 where nothing was asked for) and maybe ``entropy[B, T]``."""
+    """``[B, T]`` each, float32, 0.0 where nothing was asked for."""
 
     logprobs: Tensor
-    entropy: Tensor | None
+    entropy: Tensor | None = None
+    divergence: Tensor | None = None
+    """Reverse KL to a teacher, in nats."""
 
 
 def token_logprobs(
@@ -31,6 +34,7 @@ def token_logprobs(
     *,
     mask: Tensor | None = None,
     with_entropy: bool = False,
+    teacher: TeacherView | None = None,
     share_prefixes: bool = True,
 ) -> TokenLogprobs:
     """``log p(token_ids[b, t] | token_ids[b, :t])`` of the tempered distribution.
@@ -40,11 +44,52 @@ def token_logprobs(
     computed and all others are 0.0, which saves the output layer on prompts and tool
     text, and everything after a row's last wanted token. Position 0 has no context and is
     always 0.0. ``entropy[b, t]`` belongs to the distribution that token ``t`` was drawn
-    from. Differentiable; memory does not grow with vocabulary x length.
+    from, and so does ``divergence[b, t]``, which is there with a ``teacher`` of the same
+    rows. Differentiable; memory does not grow with vocabulary x length.
 
     Rows may lie on the CPU while the model is on a GPU, and better do: they are then laid out
     while the GPU still computes what it was given before. Results are on the model's device.
     """
+    at = predictions(model, token_ids, lengths, mask=mask, share_prefixes=share_prefixes)
+    head = head_of(model)
+    logprobs, entropy = linear_logprobs(
+        at.hidden, at.targets, head, temperature, with_entropy=with_entropy
+    )
+    divergence = None
+    if teacher is not None:
+        theirs = teacher.to(at.hidden.device).at(at.rows, at.columns)
+        divergence = reverse_kl(at.hidden, head, theirs, temperature)
+    return TokenLogprobs(
+        at.scatter(logprobs),
+        None if entropy is None else at.scatter(entropy),
+        None if divergence is None else at.scatter(divergence),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The hidden states that wanted tokens are drawn from, on the model's device."""
+
+    hidden: Tensor  # [M, D]
+    targets: Tensor  # [M], the tokens themselves
+    rows: Tensor  # [M]
+    columns: Tensor  # [M]
+    shape: torch.Size  # [B, T]
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """``values[M, ...]`` to ``[B, T, ...]``, 0 elsewhere."""
+        return scatter(values, self.rows, self.columns, self.shape)
+
+
+def predictions(
+    model: nn.Module,
+    token_ids: Tensor,
+    lengths: Tensor,
+    *,
+    mask: Tensor | None = None,
+    share_prefixes: bool = True,
+) -> Predictions:
+    """What :func:`token_logprobs` reads its results from, for the same arguments."""
     wanted = wanted_positions(token_ids, lengths, mask)
     columns = torch.arange(token_ids.shape[1], device=token_ids.device)
     needed = (columns * wanted).amax(1)  # tokens that precede the last wanted one
@@ -54,17 +99,7 @@ def token_logprobs(
         sent(index, states.device)
         for index in (layout.node[rows, columns - 1], token_ids[rows, columns], rows, columns)
     )
-    logprobs, entropy = linear_logprobs(
-        states.index_select(0, before),
-        targets,
-        head_of(model),
-        temperature,
-        with_entropy=with_entropy,
-    )
-    return TokenLogprobs(
-        scatter(logprobs, rows, columns, token_ids.shape),
-        None if entropy is None else scatter(entropy, rows, columns, token_ids.shape),
-    )
+    return Predictions(states.index_select(0, before), targets, rows, columns, token_ids.shape)
 
 
 def wanted_positions(token_ids: Tensor, lengths: Tensor, mask: Tensor | None) -> Tensor:
@@ -111,8 +146,8 @@ def packed_states(
 
 
 def scatter(values: Tensor, rows: Tensor, columns: Tensor, shape: torch.Size) -> Tensor:
-    """``[B, T]`` of zeros with ``values`` at ``(rows, columns)``."""
-    empty = torch.zeros(shape, dtype=values.dtype, device=values.device)
+    """``[B, T, ...]`` of zeros with ``values[M, ...]`` at ``(rows[M], columns[M])``."""
+    empty = values.new_zeros((*shape, *values.shape[1:]))
     return empty.index_put((rows, columns), values)
 
 

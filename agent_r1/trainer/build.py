@@ -333,6 +333,9 @@ def worker_options(config: Config, training_steps: int) -> dict[str, Any]:
             training_steps, prompts, mini_batch, config.critic.ppo_epochs
         ),
         "seed": config.trainer.seed,
+        "distillation_coef": (
+            1.0 if config.algorithm.adv_estimator == "opd" else config.algorithm.distillation.coef
+        ),
     }
 
 

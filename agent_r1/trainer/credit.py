@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from agent_r1.algorithms.covariance import clip_cov
-from agent_r1.algorithms.distillation import gap_advantage
+from agent_r1.algorithms.distillation import gap_advantage, silent
 from agent_r1.algorithms.episodes import AdvantageInputs, AdvantageResult
 from agent_r1.algorithms.kl import kl_reward, make_kl_controller
 from agent_r1.algorithms.masked import masked_mean, zero_outside
@@ -58,6 +58,8 @@ class CreditAssigner:
         if config.adv_estimator == "opd":
             shared["clip"] = config.distillation.clip
         self._advantages = bind(self._estimator, options=config.adv_kwargs, shared=shared)
+        if config.adv_estimator == "opd" and config.distillation.form != "sampled":
+            self._advantages = silent
         policy = config.outcome_policy
         table = {name: getattr(policy, name) for name in _CUT_SHORT}
         self._outcomes = OutcomePolicy.from_options(table, penalty=policy.penalty)
@@ -83,7 +85,7 @@ class CreditAssigner:
     def needs_logprobs(self) -> bool:
         """Whether credit depends on the trainer's own log-probabilities before the update."""
         settings = self._config
-        asked = settings.use_kl_in_reward or settings.distillation.given
+        asked = settings.use_kl_in_reward or settings.distillation.as_advantage
         return self._corrected or asked or settings.clip_cov.ratio > 0
 
     @property

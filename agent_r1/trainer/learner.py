@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from agent_r1.config.task import DistillationConfig
 from agent_r1.data.batch import Batch
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
@@ -27,6 +28,7 @@ class Learner:
     use_kl_loss: bool
     critic_warmup: int
     teacher: Teacher | None = None
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def learn(
         self,
@@ -38,10 +40,13 @@ class Learner:
         """Improve version ``step``; in the first ``critic_warmup`` steps the critic only."""
         worker, credit = self.worker, self.credit
         batch = Batch.from_trajectories(trajectories, self.pad_id)
-        recomputed = ref = values = told = None
+        recomputed = ref = values = told = view = None
         if self.teacher is not None:
             with clock("teacher"):
-                told = self.teacher.logprobs(batch)
+                if self.distillation.as_advantage:
+                    told = self.teacher.logprobs(batch)
+                else:
+                    view = self.teacher.view(batch, self.distillation.tokens)
         if credit.needs_logprobs:
             with clock("old_log_prob"):
                 recomputed = worker.logprobs(batch)
@@ -62,6 +67,6 @@ class Learner:
         if step >= self.critic_warmup:
             with clock("update_actor"):
                 metrics |= worker.update_policy(
-                    worth.batch, worth.old_logprobs, worth.advantages, ref, worth.weights
+                    worth.batch, worth.old_logprobs, worth.advantages, ref, worth.weights, view
                 )
         return metrics

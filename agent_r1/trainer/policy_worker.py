@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from agent_r1.data.batch import Batch
+from agent_r1.models.divergence import TeacherView
 from agent_r1.models.packing import sent
 from agent_r1.models.value import Values
 from agent_r1.models.weights import ModuleWeights
@@ -41,6 +42,7 @@ class PolicyWorker(Protocol):
         advantages: Tensor,
         ref_logprobs: Tensor | None = None,
         weights: Tensor | None = None,
+        teacher: TeacherView | None = None,
     ) -> dict[str, float]: ...
 
     def update_critic(
@@ -67,22 +69,28 @@ class Minibatch:
     weights: Tensor | None = None  # [B, T] off-policy correction
     returns: Tensor | None = None  # [B, T]
     old_values: Tensor | None = None  # [B, T]
+    teacher: TeacherView | None = None  # of the same rows
 
     def select(self, rows: Tensor) -> Minibatch:
         """These rows, as wide as the longest of them."""
         batch = self.batch.select(rows)
         changed: dict[str, Any] = {"batch": batch, "loss_weights": self.loss_weights[rows]}
+        width = batch.token_ids.shape[1]
         for field in fields(self)[2:]:
-            tensor: Tensor | None = getattr(self, field.name)
-            if tensor is not None:
-                changed[field.name] = tensor[rows, : batch.token_ids.shape[1]]
+            value: Tensor | TeacherView | None = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = value[rows, :width]
+            elif value is not None:
+                changed[field.name] = value.select(rows, width)
         return replace(self, **changed)
 
     def to(self, device: torch.device) -> Minibatch:
         """The same on another device."""
         changed: dict[str, Any] = {"batch": self.batch.to(device)}
         for field in fields(self)[1:]:
-            tensor: Tensor | None = getattr(self, field.name)
-            if tensor is not None:
-                changed[field.name] = sent(tensor, device)
+            value: Tensor | TeacherView | None = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = sent(value, device)
+            elif value is not None:
+                changed[field.name] = value.to(device)
         return replace(self, **changed)

@@ -94,6 +94,7 @@ class RLTrainer:
             config.actor_rollout_ref.actor.use_kl_loss,
             config.trainer.critic_warmup,
             parts.teacher,
+            config.algorithm.distillation,
         )
         self._publisher = WeightPublisher(
             parts.engine,

@@ -54,7 +54,8 @@ class PolicyTotals(_Steps):
         super().__init__()
         self._stats = PolicyStats()
         self._mismatch = MismatchStats()
-        self._pg_loss = self._kl_loss = self._entropy = 0.0
+        self._pg_loss = self._kl_loss = self._entropy = self._divergence = 0.0
+        self._distilled = False
 
     def observe(
         self,
@@ -74,6 +75,11 @@ class PolicyTotals(_Steps):
         if kl is not None:
             self._kl_loss += float(masked_sum(kl.detach() * per_row, mask))
 
+    def distil(self, divergence: Tensor, mask: Tensor) -> None:
+        """The reverse KL to a teacher on one micro-batch."""
+        self._distilled = True
+        self._divergence += float(masked_sum(divergence.detach(), mask))
+
     def compare(self, logprobs: Tensor, behavior_logprobs: Tensor, mask: Tensor) -> None:
         """Trainer against engine on one micro-batch, while both still have the same weights."""
         if self.count == 0:
@@ -81,15 +87,14 @@ class PolicyTotals(_Steps):
 
     def merge(self, peers: Peers) -> None:
         """Add what the other ranks saw; steps are everyone's and stay."""
-        own = (self._stats, self._mismatch, self._pg_loss, self._kl_loss, self._entropy)
-        first, *others = peers.collect(own)
-        self._stats, self._mismatch, self._pg_loss, self._kl_loss, self._entropy = first
-        for stats, mismatch, pg_loss, kl_loss, entropy in others:
+        sums = (self._pg_loss, self._kl_loss, self._entropy, self._divergence)
+        found = peers.collect((self._stats, self._mismatch, sums))
+        (self._stats, self._mismatch, _), *others = found
+        for stats, mismatch, _ in others:
             self._stats += stats
             self._mismatch += mismatch
-            self._pg_loss += pg_loss
-            self._kl_loss += kl_loss
-            self._entropy += entropy
+        totals = (math.fsum(column) for column in zip(*(sums for *_, sums in found), strict=True))
+        self._pg_loss, self._kl_loss, self._entropy, self._divergence = totals
 
     def metrics(self, kl_coef: float | None) -> dict[str, float]:
         """Named ``actor/…``, and ``training/…`` for the engine's difference to the trainer.
@@ -104,7 +109,10 @@ class PolicyTotals(_Steps):
         if kl_coef is not None:
             metrics["kl_loss"] = self._kl_loss / max(self.count, 1)
             metrics["kl_coef"] = kl_coef
-        return _named("actor", metrics) | _named("training", self._mismatch.summary())
+        named = _named("actor", metrics) | _named("training", self._mismatch.summary())
+        if self._distilled:
+            named["distillation/reverse_kl"] = self._divergence / tokens
+        return named
 
 
 class CriticTotals(_Steps):

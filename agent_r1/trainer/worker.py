@@ -28,6 +28,7 @@ from agent_r1.algorithms.stats import value_stats
 from agent_r1.config.policy import ActorConfig, CriticConfig
 from agent_r1.data.batch import Batch
 from agent_r1.errors import ConfigError
+from agent_r1.models.divergence import TeacherView
 from agent_r1.models.load import save_model, visiting
 from agent_r1.models.logprobs import TokenLogprobs, token_logprobs
 from agent_r1.models.lora import has_lora, without_lora
@@ -49,7 +50,8 @@ class LocalWorker:
     ``temperature`` is that of sampling. ``total_steps`` is the number of optimizer steps of
     the whole run, for the learning-rate schedules (:func:`optimizer_steps` computes it).
     ``loss_divisor`` is the constant of ``seq-mean-token-sum-norm`` unless the section names
-    one. ``seed`` decides the order of mini-batches. ``tokenizer`` is only exported along.
+    one. ``seed`` decides the order of mini-batches. ``distillation_coef`` weighs the divergence
+    to a teacher. ``tokenizer`` is only exported along.
     Without a ``reference`` a policy with adapters is measured against its own base. A
     reference on another device than the policy comes to the policy's for its forward pass.
     """
@@ -68,6 +70,7 @@ class LocalWorker:
         critic_total_steps: int | None = None,
         seed: int = 0,
         tokenizer: Any = None,
+        distillation_coef: float = 1.0,
         peers: Peers = ALONE,
     ) -> None:
         self._config = config
@@ -75,6 +78,7 @@ class LocalWorker:
         self._tokenizer = tokenizer
         self._critic_config = critic_config or CriticConfig()
         self._temperature = temperature
+        self._distillation_coef = distillation_coef
         self._divisor = config.loss_scale_factor or loss_divisor
         self._actor = Trainable(
             policy,
@@ -152,7 +156,12 @@ class LocalWorker:
             return self._peers.add(found)
 
     def _token_logprobs(
-        self, model: nn.Module, part: Batch, *, with_entropy: bool = False
+        self,
+        model: nn.Module,
+        part: Batch,
+        *,
+        with_entropy: bool = False,
+        teacher: TeacherView | None = None,
     ) -> TokenLogprobs:
         return token_logprobs(
             model,
@@ -161,6 +170,7 @@ class LocalWorker:
             self._temperature,
             mask=part.loss_mask,
             with_entropy=with_entropy,
+            teacher=teacher,
         )
 
     # --- policy -------------------------------------------------------------------
@@ -172,12 +182,14 @@ class LocalWorker:
         advantages: Tensor,
         ref_logprobs: Tensor | None = None,
         weights: Tensor | None = None,
+        teacher: TeacherView | None = None,
     ) -> dict[str, float]:
         """All optimizer steps of one batch: mini-batches of whole groups, times epochs.
 
         ``old_logprobs`` None means those of the policy as it is; when a single step is
         taken they are then not computed twice. ``weights`` are importance weights of the
-        off-policy correction. Returns metrics named ``actor/…``, means over the steps taken.
+        off-policy correction. With a ``teacher``'s view the reverse KL to it joins the loss of
+        every action token. Returns metrics named ``actor/…``, means over the steps taken.
         """
         config = self._config
         if config.use_kl_loss and ref_logprobs is None:
@@ -197,6 +209,7 @@ class LocalWorker:
                     old_logprobs=_cut(old_logprobs, rows, width, part),
                     ref_logprobs=_cut(ref_logprobs, rows, width, part),
                     weights=_cut(weights, rows, width, part),
+                    teacher=None if teacher is None else teacher.select(rows, width),
                 )
                 totals.add(self._policy_step(minibatch, totals))
         totals.merge(self._peers)
@@ -218,7 +231,9 @@ class LocalWorker:
     ) -> tuple[Tensor, Callable[[], None]]:
         """The rows' share of the mini-batch loss, and what tells the logs of it."""
         config, rows = self._config, part.batch
-        result = self._token_logprobs(self._actor.module, rows, with_entropy=True)
+        result = self._token_logprobs(
+            self._actor.module, rows, with_entropy=True, teacher=part.teacher
+        )
         part = part.to(self._actor.device)
         mask = part.batch.loss_mask
         assert part.advantages is not None
@@ -236,11 +251,15 @@ class LocalWorker:
             entropy=result.entropy,
             entropy_coeff=config.entropy_coeff,
         )
+        if result.divergence is not None:
+            per_token = per_token + self._distillation_coef * result.divergence
         loss = aggregate(per_token, mask, part.loss_weights)
 
         def observe() -> None:
             totals.compare(result.logprobs, part.batch.behavior_logprobs, mask)
             totals.observe(inputs, terms, part.loss_weights, result.entropy, kl)
+            if result.divergence is not None:
+                totals.distil(result.divergence, mask)
 
         return loss, observe
 

@@ -17,9 +17,12 @@ from .test_worker import model as model_of
 
 @pytest.fixture(scope="module")
 def teacher_folder(tmp_path_factory):
+    """Another model than the student, and surer of itself."""
     folder = tmp_path_factory.mktemp("teacher")
-    torch.manual_seed(7)
-    tiny_model().save_pretrained(folder)
+    made = tiny_model(seed=7)
+    with torch.no_grad():
+        made.get_input_embeddings().weight.mul_(10.0)
+    made.save_pretrained(folder)
     byte_tokenizer(chat_template=None).save_pretrained(folder)
     return folder
 
@@ -55,6 +58,44 @@ def test_the_student_comes_to_behave_as_a_teacher_that_was_trained_by_reward(toy
     gained = {name: sum(found[-3:]) / 3 - start for name, found in rewards.items()}
     assert gained["teacher"] > 0.2
     assert gained["student"] > 0.5 * gained["teacher"]
+
+
+@pytest.mark.slow
+def test_whole_distributions_bring_the_student_to_the_teacher_sooner(toy_config, teacher_folder):
+    """In 40 steps the divergence all but vanishes, which one token a position does not reach."""
+    left = {}
+    for form in ("sampled", "topk", "exact"):
+        config = toy_config(
+            "algorithm.adv_estimator=opd",
+            f"algorithm.distillation.form={form}",
+            f"algorithm.distillation.teacher={teacher_folder}",
+            "trainer.total_training_steps=40",
+            run=form,
+        )
+        train(config)
+        found = divergences(config)
+        left[form] = sum(found[-8:]) / 8 / found[0]
+    assert left["topk"] < 0.2 and left["exact"] < 0.2
+    assert left["sampled"] > 0.5
+
+
+@pytest.mark.parametrize("form", ["topk", "exact"])
+def test_beside_a_reward_a_divergence_of_weight_0_changes_nothing(toy_config, teacher_folder, form):
+    settings = ["trainer.total_training_steps=2"]
+    taught = [
+        *settings,
+        f"algorithm.distillation.teacher={teacher_folder}",
+        f"algorithm.distillation.form={form}",
+    ]
+    norms = {}
+    for name, config in {
+        "alone": toy_config(*settings, run="alone"),
+        "zero": toy_config(*taught, "algorithm.distillation.coef=0", run="zero"),
+        "one": toy_config(*taught, run="one"),
+    }.items():
+        train(config)
+        norms[name] = [line["actor/grad_norm"] for line in metrics(config)[1:]]
+    assert norms["alone"] == norms["zero"] != norms["one"]
 
 
 def test_a_teacher_beside_a_reward_is_weighed(toy_config, teacher_folder):
@@ -99,6 +140,40 @@ def test_a_server_gives_what_the_model_itself_gives(tmp_path):
     assert bool((found[~batch.loss_mask] == 0).all()) and bool((found[batch.loss_mask] < 0).all())
 
 
+def test_a_server_tells_the_tokens_that_the_model_itself_holds_for_best():
+    model, batch = model_of(), make_batch()
+    local = LocalTeacher(model, temperature=1.0, max_tokens=64).view(batch, 5)
+
+    def answer(request):
+        body = json.loads(request.content)
+        ids, k = body["prompt"], body["prompt_logprobs"]
+        logits = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        places = []
+        for i, token in enumerate(ids[1:]):
+            told = {*logits[i].topk(k).indices.tolist(), token}
+            places.append({str(t): {"logprob": float(logits[i, t])} for t in told})
+        return httpx.Response(200, json={"choices": [{"prompt_logprobs": [None, *places]}]})
+
+    server = ServerTeacher("http://teacher/v1", "big", transport=httpx.MockTransport(answer))
+    found = server.view(batch, 5)
+    mask = batch.loss_mask
+    assert torch.equal(found.ids[mask].long(), local.ids[mask])
+    assert torch.allclose(found.logprobs[mask], local.logprobs[mask], atol=1e-4)
+
+
+def test_a_server_that_tells_too_little_is_named():
+    place = {"3": {"logprob": -1.0}}
+
+    def answer(request):
+        ids = json.loads(request.content)["prompt"]
+        told = [None, *[place] * (len(ids) - 1)]
+        return httpx.Response(200, json={"choices": [{"prompt_logprobs": told}]})
+
+    server = ServerTeacher("http://teacher/v1", "big", transport=httpx.MockTransport(answer))
+    with pytest.raises(EngineError, match="max-logprobs"):
+        server.view(make_batch(), 5)
+
+
 def test_a_server_without_log_probabilities_is_named():
     transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"choices": [{}]}))
     server = ServerTeacher("http://teacher/v1", "big", transport=transport)
@@ -119,3 +194,12 @@ def test_a_teacher_of_another_family_is_refused(teacher_folder):
 def test_opd_without_a_teacher_is_a_mistake_of_the_configuration(toy_config):
     with pytest.raises(ConfigError, match="opd needs a teacher"):
         toy_config("algorithm.adv_estimator=opd")
+
+
+def test_whole_distributions_of_a_server_are_a_mistake_of_the_configuration(toy_config):
+    with pytest.raises(ConfigError, match=r"form=topk, or use a local teacher"):
+        toy_config(
+            "algorithm.adv_estimator=opd",
+            "algorithm.distillation.server=http://teacher/v1",
+            "algorithm.distillation.form=exact",
+        )
