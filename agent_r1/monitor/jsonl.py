@@ -80,7 +80,7 @@ def read_jsonl(path: Path | str) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     return
-                yield _decode(line, path, number)
+                yield decode(line, f"{path}, line {number}")
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -91,7 +91,8 @@ def json_number(value: float) -> float | str:
     return number if math.isfinite(number) else str(number)
 
 
-def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def decode(line: bytes, where: str) -> dict[str, Any]:
+    """The object of one line. ``DataError`` says ``where`` it stands if it is none."""
     try:
         return _OBJECT.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -99,7 +100,7 @@ def _decode(line: bytes, path: Path, number: int) -> dict[str, Any]:
             record = json.loads(line)  # knows halves of surrogate pairs
             if isinstance(record, dict):
                 return record
-        raise DataError(f"{path}, line {number} is no JSON object: {error}") from error
+        raise DataError(f"{where} is no JSON object: {error}") from error
 
 
 def _whole_lines(path: Path) -> int:

@@ -1,0 +1,410 @@
+"""Find trajectories of a run: by step, outcome, reward, length, tools, source and full text.
+
+::
+
+    index = RunIndex(Path("runs/my/run"))
+    while index.pending:            # a run that was never looked at before
+        index.refresh()
+    page = index.page(Query(outcome="length", reward_max=0, sort="tokens", limit=20))
+    index.trajectory(page.rows[0].key)["turns"]
+
+A folder is that of a run, which may be training, or of an evaluation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import RLock
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from agent_r1.errors import ConfigError, DataError
+from agent_r1.monitor.index.build import NAMED, IndexFile, place_for
+from agent_r1.monitor.index.source import JsonlSource, Source
+from agent_r1.monitor.jsonl import decode
+
+SORTS = (
+    "number",
+    "step",
+    "reward",
+    "turns",
+    "tokens",
+    "length",
+    "tool_calls",
+    "tool_errors",
+    "staleness",
+    "seconds",
+    "spread",
+)
+"""``number`` is the order of writing. ``spread`` is that of the rewards of the siblings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which trajectories, and which of them to show. ``None`` asks for nothing.
+
+    Bounds are inclusive; a bound of the reward leaves out what has none. ``text``: all its
+    words must occur in prompt, model's text, environment's text, error or task id; the last
+    may be a beginning.
+    """
+
+    split: str | None = None
+    step_from: int | None = None
+    step_to: int | None = None
+    outcome: str | None = None
+    environment: str | None = None
+    source: str | None = None
+    reward_min: float | None = None
+    reward_max: float | None = None
+    tokens_min: int | None = None
+    tokens_max: int | None = None
+    success: bool | None = None
+    tool_error: bool | None = None
+    text: str | None = None
+    sort: str = "number"
+    descending: bool = True
+    offset: int = 0
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One trajectory at a glance. ``tokens`` the model wrote; ``length`` has all others as well.
+
+    ``key`` names it within the run: its number among the records, in the order of writing.
+    ``reward`` and ``success`` are None where it was not scored. ``staleness`` counts the
+    updates between the policy of its oldest token and that of its step.
+    """
+
+    key: str
+    step: int
+    split: str
+    task: str
+    group: str
+    sibling: int
+    reward: float | None
+    success: bool | None
+    outcome: str
+    turns: int
+    tokens: int
+    length: int
+    tool_calls: int
+    tool_errors: int
+    environment: str
+    source: str
+    excerpt: str
+    staleness: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """``total`` counts all rows that fit, not only those of the page."""
+
+    rows: tuple[Row, ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """``counts[i]`` values lie in ``edges[i] <= v < edges[i + 1]``, the last edge included.
+
+    ``missing`` have no such value.
+    """
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepSummary:
+    """One step of a split. ``reward`` is the mean of what was scored, None without any."""
+
+    step: int
+    split: str
+    count: int
+    scored: int
+    reward: float | None
+    success: float | None
+    tokens: float
+    outcomes: dict[str, int]
+
+
+Field = Literal["reward", "tokens", "length", "turns", "tool_calls", "staleness", "seconds"]
+
+
+class RunIndex:
+    """The trajectories of one folder, found by their properties.
+
+    Opening takes as long as reading some 100 bytes for each trajectory; nothing else is read
+    until it is asked for. Everything may be called from any thread. What a run adds appears
+    after :meth:`refresh`.
+
+    Raises:
+        DataError: the folder holds no trajectories' file, or its index cannot be opened.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._source = open_source(folder)
+        self._lock = RLock()
+        self._index = IndexFile(place_for(folder), self._source, _environment(folder))
+        self._found: OrderedDict[Query, NDArray[np.int64]] = OrderedDict()
+        self._index.read()
+
+    @property
+    def count(self) -> int:
+        """Trajectories that can be found."""
+        return self._index.rows
+
+    @property
+    def pending(self) -> int:
+        """What the run has written and :meth:`refresh` has not taken in, in bytes."""
+        with self._lock:
+            return self._index.pending
+
+    def refresh(self, seconds: float = 0.25) -> bool:
+        """Take in what has been written, for about ``seconds``; True when something is new.
+
+        A large run without an index is taken in over many calls; :attr:`pending` says how
+        much is left. Records that a resumed run has cut off disappear.
+        """
+        with self._lock:
+            changed = self._index.extend(seconds)
+            if changed:
+                self._found.clear()
+            return changed
+
+    def page(self, query: Query) -> Page:
+        """The rows of one page, in order; those without a value come last.
+
+        Raises:
+            ConfigError: ``sort`` is no field to sort by.
+        """
+        with self._lock:
+            found = self._ordered(query)
+            chosen = found[query.offset : query.offset + query.limit]
+            return Page(self._rows(chosen), len(found))
+
+    def keys(self, query: Query) -> list[str]:
+        """The keys of everything that fits, in order: what a page walks through."""
+        with self._lock:
+            return [str(number) for number in self._ordered(query)]
+
+    def row(self, key: str) -> Row:
+        """Raises ``DataError`` if there is none of that key."""
+        with self._lock:
+            return self._rows(np.array([self._number(key)]))[0]
+
+    def trajectory(self, key: str) -> dict[str, Any]:
+        """The whole record as it was written: see ``monitor/records.py``.
+
+        Raises:
+            DataError: there is none of that key, or it has been cut off since.
+        """
+        with self._lock:
+            fact = self._index.facts[self._number(key)]
+            line = self._source.line(int(fact["place"]), int(fact["size"]))
+        if not line:
+            raise DataError(f"trajectory {key} of {self.folder} is gone; refresh")
+        return decode(line, f"trajectory {key} of {self.folder}")
+
+    def siblings(self, key: str) -> tuple[Row, ...]:
+        """The trajectories of the same task in the same step, itself included, in order."""
+        with self._lock:
+            facts = self._index.facts
+            same = np.flatnonzero(facts["group"] == facts["group"][self._number(key)])
+            return self._rows(same[np.argsort(facts["sibling"][same], kind="stable")])
+
+    def histogram(self, field: Field, query: Query, bins: int = 20) -> Histogram:
+        """How a number is distributed over what fits; equal widths, integers where it has few."""
+        with self._lock:
+            values = self._index.facts[field][self._fitting(query)].astype(np.float64)
+        known = values[np.isfinite(values)]
+        if not len(known):
+            return Histogram((), (), len(values))
+        low, high = float(known.min()), float(known.max())
+        whole = bool(np.all(known == np.round(known)))
+        if whole and high - low < bins:
+            edges: Any = np.arange(low, high + 2) - 0.5
+        else:
+            edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+        counts, edges = np.histogram(known, edges)
+        return Histogram(tuple(edges.tolist()), tuple(counts.tolist()), len(values) - len(known))
+
+    def counts(self, field: str, query: Query) -> dict[str, int]:
+        """How many of what fits have each split, outcome, environment or source."""
+        with self._lock:
+            if field not in NAMED:
+                raise ConfigError(f"counts of {field}? They are told of {', '.join(NAMED)}")
+            numbers = self._index.facts[field][self._fitting(query)]
+            counts = np.bincount(numbers, minlength=len(self._index.names(field)))
+            return dict(zip(self._index.names(field), counts.tolist(), strict=True))
+
+    def steps(self, split: str | None = None) -> tuple[StepSummary, ...]:
+        """Every step of a split, or of all of them, in order."""
+        with self._lock:
+            facts = self._index.facts[self._fitting(Query(split=split))]
+            splits, outcomes = self._index.names("split"), self._index.names("outcome")
+        order = np.lexsort((facts["split"], facts["step"]))
+        facts = facts[order]
+        moved = np.diff(facts["step"], prepend=-1) != 0
+        moved |= np.diff(facts["split"].astype(np.int64), prepend=-1) != 0
+        parts = np.split(facts, np.flatnonzero(moved)[1:]) if len(facts) else []
+        return tuple(_summary(part, splits, outcomes) for part in parts)
+
+    def close(self) -> None:
+        with self._lock:
+            self._index.close()
+
+    # --- which rows -------------------------------------------------------------------
+
+    def _number(self, key: str) -> int:
+        if not key.isdecimal() or int(key) >= self._index.rows:
+            raise DataError(f"{self.folder} has no trajectory {key}")
+        return int(key)
+
+    def _ordered(self, query: Query) -> NDArray[np.int64]:
+        if query.sort not in SORTS:
+            raise ConfigError(f"sort={query.sort} is none of {', '.join(SORTS)}")
+        asked = replace(query, offset=0, limit=0)
+        if asked not in self._found:
+            self._found[asked] = self._sorted(self._fitting(query), query)
+        self._found.move_to_end(asked)
+        if len(self._found) > 8:
+            self._found.popitem(last=False)
+        return self._found[asked]
+
+    def _sorted(self, numbers: NDArray[np.int64], query: Query) -> NDArray[np.int64]:
+        if query.sort == "number":
+            return numbers[::-1] if query.descending else numbers
+        if query.sort == "spread":
+            values = _spread(self._index.facts)[numbers]
+        else:
+            values = self._index.facts[query.sort][numbers].astype(np.float64)
+        # NaN sorts last in either direction, and equal values stay in the order of writing.
+        order = np.argsort(-values if query.descending else values, kind="stable")
+        return numbers[order]
+
+    def _fitting(self, query: Query) -> NDArray[np.int64]:
+        """Ascending numbers of the rows that fit."""
+        facts = self._index.facts
+        fits = np.ones(len(facts), dtype=bool)
+        for kind in NAMED:
+            if (name := getattr(query, kind)) is not None:
+                names = self._index.names(kind)
+                fits &= facts[kind] == (names.index(name) if name in names else 65535)
+        for field, low, high in (
+            ("step", query.step_from, query.step_to),
+            ("reward", query.reward_min, query.reward_max),
+            ("tokens", query.tokens_min, query.tokens_max),
+        ):
+            if low is not None:
+                fits &= facts[field] >= low
+            if high is not None:
+                fits &= facts[field] <= high
+        if query.tool_error is not None:
+            fits &= (facts["tool_errors"] > 0) == query.tool_error
+        if query.success is not None:
+            fits &= facts["success"] == int(query.success)
+        if query.text and query.text.strip():
+            numbers = self._index.search(query.text)
+            return numbers[fits[numbers]]
+        return np.flatnonzero(fits)
+
+    def _rows(self, numbers: NDArray[np.int64]) -> tuple[Row, ...]:
+        shown = self._index.shown([int(number) for number in numbers])
+        names = {kind: self._index.names(kind) for kind in NAMED}
+        return tuple(
+            _row(int(number), self._index.facts[number], shown[int(number)], names)
+            for number in numbers
+        )
+
+
+def open_source(folder: Path) -> Source:
+    """Where a folder keeps its trajectories.
+
+    Raises:
+        DataError: it has none.
+    """
+    path = folder / "trajectories.jsonl"
+    if not path.is_file():
+        raise DataError(
+            f"{folder} holds no trajectories; give the folder that training or evaluation wrote"
+        )
+    return JsonlSource(path)
+
+
+def _environment(folder: Path) -> str:
+    """What the settings of the run name; empty if they are not there."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        return str(settings["tool"]["env"] or "")
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return ""
+
+
+def _spread(facts: NDArray[Any]) -> NDArray[np.float64]:
+    """Standard deviation of the rewards of each row's group; NaN where nothing was scored."""
+    _, group = np.unique(facts["group"], return_inverse=True)
+    known = ~np.isnan(facts["reward"])
+    values = np.where(known, facts["reward"], 0.0)
+    with np.errstate(invalid="ignore"):
+        count = np.bincount(group, known)
+        mean = np.bincount(group, values) / count
+        square = np.bincount(group, np.where(known, (values - mean[group]) ** 2, 0.0)) / count
+    return np.asarray(np.sqrt(square)[group])
+
+
+def _row(number: int, fact: Any, shown: tuple[str, str, str], names: dict[str, list[str]]) -> Row:
+    reward, success = float(fact["reward"]), int(fact["success"])
+    named = {kind: names[kind][int(fact[kind])] for kind in NAMED}
+    return Row(
+        key=str(number),
+        step=int(fact["step"]),
+        split=named["split"],
+        task=shown[0],
+        group=shown[1],
+        sibling=int(fact["sibling"]),
+        reward=None if math.isnan(reward) else reward,
+        success=None if success < 0 else bool(success),
+        outcome=named["outcome"],
+        turns=int(fact["turns"]),
+        tokens=int(fact["tokens"]),
+        length=int(fact["length"]),
+        tool_calls=int(fact["tool_calls"]),
+        tool_errors=int(fact["tool_errors"]),
+        environment=named["environment"],
+        source=named["source"],
+        excerpt=shown[2],
+        staleness=int(fact["staleness"]),
+        seconds=round(float(fact["seconds"]), 3),
+    )
+
+
+def _summary(facts: NDArray[Any], splits: list[str], outcomes: list[str]) -> StepSummary:
+    known = facts["success"] >= 0
+    counts = np.bincount(facts["outcome"], minlength=len(outcomes)).tolist()
+    return StepSummary(
+        step=int(facts["step"][0]),
+        split=splits[int(facts["split"][0])],
+        count=len(facts),
+        scored=int(known.sum()),
+        reward=float(facts["reward"][known].mean()) if known.any() else None,
+        success=float(facts["success"][known].mean()) if known.any() else None,
+        tokens=float(facts["tokens"].mean()),
+        outcomes={name: n for name, n in zip(outcomes, counts, strict=True) if n},
+    )
+
+
+def as_json(value: Page | Row | Histogram | StepSummary) -> dict[str, Any]:
+    """Plain data of a result, for a page."""
+    return dict(msgspec.to_builtins(value))
