@@ -151,15 +151,7 @@ class EmbeddedExecutor:
         try:
             if request.session is not None:
                 return (yield from self._in_session(request.session, pool, request, planned))
-            for attempt in range(_ATTEMPTS):
-                slot = yield from _take(pool)
-                try:
-                    return (yield from _on_slot(slot, request, planned))
-                except SlotLost:
-                    if attempt + 1 == _ATTEMPTS:
-                        raise
-                    pool.prune()
-            raise AssertionError("unreachable")
+            return (yield from _run_once(pool, request, planned))
         finally:
             gate.leave()
 
@@ -170,24 +162,63 @@ class EmbeddedExecutor:
         session = self._sessions.get(name)
         yield session.turn
         try:
-            for attempt in range(_ATTEMPTS):
+            losses: list[SlotLost] = []
+            while True:
                 fresh = session.slot is None
                 if session.slot is None:
                     session.slot = yield from _take(pool)
                 try:
                     return (yield from _cell(session, request, planned.run))
                 except SlotLost as error:
-                    if not fresh:
-                        text = f"session {name!r} is lost, and its state with it: {error}"
-                        raise SlotLost(text) from error
-                    if attempt + 1 == _ATTEMPTS:
-                        raise
-                    pool.prune()
-            raise AssertionError("unreachable")
+                    losses.append(error)
+                if not fresh:
+                    return _lost_session(name, losses[-1])
+                if len(losses) == _ATTEMPTS:
+                    return _blame(losses)
+                pool.prune()
         finally:
             if session.closed:
                 session.drop()
             session.turn.leave()
+
+
+def _run_once(pool: ZygotePool, request: RunRequest, planned: Plan) -> Flow[RunResult]:
+    """Run on a slot; when that is lost, on another one."""
+    losses: list[SlotLost] = []
+    while True:
+        slot = yield from _take(pool)
+        try:
+            return (yield from _on_slot(slot, request, planned))
+        except SlotLost as error:
+            losses.append(error)
+        if len(losses) == _ATTEMPTS:
+            return _blame(losses)
+        pool.prune()
+
+
+class _Starved(SlotLost):
+    """The slot was lost, and the kernel had killed in it for memory."""
+
+    def __init__(self, result: RunResult) -> None:
+        super().__init__("the sandbox process ended while the kernel killed for memory")
+        self.result = result
+
+
+def _blame(losses: list[SlotLost]) -> RunResult:
+    """Who lost the slots? Somebody outside, or a program that used up their memory every time.
+
+    The kernel takes a program's processes first, unless it does what it can to have ours taken.
+    """
+    last = losses[-1]
+    if isinstance(last, _Starved) and all(isinstance(loss, _Starved) for loss in losses):
+        return last.result
+    raise last
+
+
+def _lost_session(name: str, loss: SlotLost) -> RunResult:
+    if isinstance(loss, _Starved):
+        return _note_loss(loss.result)
+    raise SlotLost(f"session {name!r} is lost, and its state with it: {loss}") from loss
 
 
 def _take(pool: ZygotePool) -> Generator[Step, Any, Slot]:
@@ -202,12 +233,15 @@ def _on_slot(slot: Slot, request: RunRequest, planned: Plan) -> Flow[RunResult]:
     try:
         compiled: RunResult | None = None
         if planned.compile is not None:
-            first = yield from _exchange(slot, request, planned.compile, messages.KEEP_FILES)
+            try:
+                first = yield from _exchange(slot, request, planned.compile, messages.KEEP_FILES)
+            except _Starved as error:
+                raise _Starved(replace(_NOT_RUN, compile=error.result)) from error
             compiled = first.result
             if compiled.status is not RunStatus.SUCCESS:
                 return replace(_NOT_RUN, compile=compiled)
         ended = yield from _exchange(slot, request, planned.run, 0)
-        clean = ended.slot_lives
+        clean = True
         return ended.result if compiled is None else replace(ended.result, compile=compiled)
     finally:
         if clean:
@@ -234,7 +268,6 @@ def _cell(session: Session, request: RunRequest, job: Job) -> Flow[RunResult]:
 class _Ended:
     result: RunResult
     session_lives: bool
-    slot_lives: bool = True
 
 
 def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_Ended]:
@@ -254,10 +287,10 @@ def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_En
         if killed and not ran_out and report.reason == messages.EXITED:
             yield from _confirm(slot)
         return _Ended(exchange.result(ran_out=ran_out), report.alive)
-    except SlotLost:
+    except SlotLost as error:
         if not slot.ran_out():
             raise
-        return _Ended(exchange.cut_short(), False, slot_lives=False)  # the choice fell on init
+        raise _Starved(exchange.cut_short()) from error
     finally:
         exchange.close()
 

@@ -26,7 +26,13 @@ _GRACE: Final = 5.0
 _CPU_TICK: Final = 0.1
 """Seconds by which the kernel may send SIGXCPU before the accounts show the limit."""
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-_NO_MEMORY: Final = re.compile(r"^(?:[\w.]*MemoryError\b|terminate called.*std::bad_alloc)")
+_NO_MEMORY: Final = re.compile(
+    r"^terminate called after throwing an instance of 'std::bad_alloc'$"
+    r"|^FATAL ERROR: .*JavaScript heap out of memory$",
+    re.MULTILINE,
+)
+"""What the run-time libraries of C++ and JavaScript say before they abort."""
+_LAST_WORDS: Final = 4096
 
 
 class SlotLost(SandboxError):
@@ -96,6 +102,7 @@ class Exchange:
         self.report: messages.Report | None = None
         self._limits = request.limits
         self._wall = job.wall_seconds
+        self._interpreted = "command" not in job.payload
         self._cpu = math.inf if flags & messages.SESSION else job.payload["cpu_seconds"]
         self._stopping = False
         self._fetched = -1
@@ -220,7 +227,10 @@ class Exchange:
         if report.reason == messages.NEVER_STARTED and not ran_out:
             raise SandboxError(f"the sandbox could not start a program: {stderr.strip()}")
         overflowed = self.out.overflowed or self.err.overflowed
-        status, code = judge(report, overflowed, ran_out, stderr, self._cpu)
+        ran_out = ran_out or self._says_that_it_ran_out(report.wait_status, stderr)
+        status, code = judge(report, overflowed, ran_out, self._cpu)
+        if status is RunStatus.MEMORY_LIMIT and code == -messages.OUT_OF_MEMORY:
+            code = 1  # as the interpreter ends by itself
         return RunResult(
             status=status,
             stdout=stdout,
@@ -229,6 +239,17 @@ class Exchange:
             seconds=report.seconds,
             files=self._files(),
         )
+
+    def _says_that_it_ran_out(self, wait_status: int, stderr: str) -> bool:
+        """As the run-time of its language does where no limit of the kernel's was met.
+
+        A program can end in the same way on purpose, as it can use up its memory on purpose;
+        that the words are printed is not enough.
+        """
+        number = wait_status & 0x7F
+        if self._interpreted:
+            return number == messages.OUT_OF_MEMORY
+        return number == signal.SIGABRT and bool(_NO_MEMORY.search(stderr[-_LAST_WORDS:]))
 
     def cut_short(self) -> RunResult:
         """The result of a run whose init the kernel killed for memory."""
@@ -275,7 +296,7 @@ def _late(done: asyncio.Future[None]) -> None:
 
 
 def judge(
-    report: messages.Report, overflowed: bool, ran_out: bool, stderr: str, cpu_limit: float
+    report: messages.Report, overflowed: bool, ran_out: bool, cpu_limit: float
 ) -> tuple[RunStatus, int | None]:
     """Status and exit code of a run from what init and the kernel say about it.
 
@@ -294,10 +315,4 @@ def judge(
         return RunStatus.MEMORY_LIMIT, code
     if code == 0:
         return RunStatus.SUCCESS, 0
-    if _ran_out_of_memory(stderr):
-        return RunStatus.MEMORY_LIMIT, code
     return (RunStatus.ERROR if code > 0 else RunStatus.KILLED), code
-
-
-def _ran_out_of_memory(stderr: str) -> bool:
-    return bool(_NO_MEMORY.match(stderr.rstrip().rpartition("\n")[2]))

@@ -13,6 +13,7 @@ forge its *own* cells' record, as it could in a kernel.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -80,6 +81,12 @@ def decode_request(data: bytes) -> RunJupyterBody:
 
 def to_request(body: RunJupyterBody) -> RunRequest:
     """The program that runs these cells."""
+    if not 0 <= body.cell_timeout < math.inf:
+        text = f"cell_timeout is {body.cell_timeout}; give 0 for no limit, or seconds"
+        raise wire.InvalidRequest(text, ("cell_timeout",))
+    if not 0 < body.total_timeout < math.inf:
+        text = f"total_timeout is {body.total_timeout}; it must be above 0"
+        raise wire.InvalidRequest(text, ("total_timeout",))
     cells = {"cells": body.cells, "cell_timeout": body.cell_timeout, "total": body.total_timeout}
     own = (CELLS_FILE, RECORD_FILE)
     run = wire.RunCodeBody(
@@ -90,8 +97,6 @@ def to_request(body: RunJupyterBody) -> RunRequest:
         files={path: text for path, text in body.files.items() if path not in own},
         fetch_files=[*(path for path in body.fetch_files if path not in own), RECORD_FILE],
     )
-    if body.cell_timeout < 0 or not body.total_timeout > 0:
-        raise wire.InvalidRequest("time limits must not be negative", ("total_timeout",))
     request = wire.to_request(run)
     return _with_file(request, CELLS_FILE, msgspec.json.encode(cells))
 

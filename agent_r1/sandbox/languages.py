@@ -7,12 +7,15 @@ visible, read-only, to the programs of the tools tier. Nothing is downloaded at 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Final
 
 from agent_r1.errors import LanguageUnavailable
@@ -29,8 +32,8 @@ class Language:
     source: str
     run: tuple[str, ...]
     compile: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    """Binaries to find on the host; by default the first words of both commands."""
+    package: str = ""
+    """A package that this interpreter must have."""
     environment: Mapping[str, str] = field(default_factory=dict)
     maps_much: bool = True
     """Its programs, or those that they start, map far more memory than they use."""
@@ -47,6 +50,20 @@ class Toolchain:
     maps_much: bool
 
 
+_SHARED_FOLDERS: Final = ("/", "/opt", "/srv", "/usr", "/usr/local", "/var", "/var/lib", "/snap")
+_LAYOUT: Final = {
+    *("bin", "lib", "lib32", "lib64", "libexec", "sbin", "share", "include", "usr"),
+    *("api", "conf", "doc", "docs", "etc", "jmods", "legal", "licenses", "man", "misc"),
+    *("pkg", "plugins", "src", "test", "tools"),
+}
+"""Folders that an installation of one toolchain consists of."""
+_PAPERS: Final = re.compile(
+    r"^(AUTHORS|CHANGELOG|CONTRIBUT\w+|COPYING|COPYRIGHT|LICEN[CS]E|NOTICE|PATENTS|README|SECURITY"
+    r"|THIRD.PARTY\w*|VERSION|build|codereview|components|go|install|manifest|release"
+    r"|rust-installer-version)([.-]\w+)*$",
+    re.IGNORECASE,
+)
+"""And the files beside them."""
 _GO: Final = {"GOCACHE": "/tmp/go", "GOPATH": "/tmp/gopath", "GO111MODULE": "auto"}
 _CPP: Final = ("g++", "-std=c++17", "-O2", "main.cpp")
 _GO_BUILD: Final = ("go", "build", "-o", "main")
@@ -77,7 +94,12 @@ LANGUAGES: Final[Mapping[str, Language]] = {
     "nodejs": Language("main.js", ("node", "main.js")),
     "perl": Language("main.pl", ("perl", "main.pl"), maps_much=False),
     "php": Language("main.php", ("php", "main.php"), maps_much=False),
-    "pytest": Language("test_main.py", (sys.executable, *_PYTEST, "test_main.py"), maps_much=False),
+    "pytest": Language(
+        "test_main.py",
+        (sys.executable, *_PYTEST, "test_main.py"),
+        package="pytest",
+        maps_much=False,
+    ),
     "R": Language("main.R", ("Rscript", "--vanilla", "main.R")),
     "racket": Language("main.rkt", ("racket", "main.rkt")),
     "ruby": Language("main.rb", ("ruby", "main.rb")),
@@ -119,6 +141,10 @@ def find_toolchain(name: str) -> Toolchain:
     if language is None:
         known = ", ".join(known_languages())
         raise LanguageUnavailable(f"unknown language {name!r}; known: {known}")
+    if language.package and find_spec(language.package) is None:
+        raise LanguageUnavailable(
+            f"language {name!r} needs the package {language.package!r}, which is not installed"
+        )
     folders = [os.path.dirname(sys.executable), "/usr/bin", "/bin"]
     commands = []
     for command in (language.compile, language.run):
@@ -164,12 +190,32 @@ def toolchain_paths() -> tuple[str, ...]:
 
 
 def _home_of(binary: str) -> list[str]:
-    """The folder above ``bin`` of a toolchain that lives outside of ``/usr``."""
+    """What to show of a toolchain outside of ``/usr``: its folder if that holds nothing else."""
     found = []
     for path in (binary, os.path.realpath(binary)):
-        folder = os.path.dirname(path)
-        home = os.path.dirname(folder)
-        private = home in ("/", os.path.expanduser("~")) or os.path.basename(folder) != "bin"
+        folder = Path(path).parent
         if not path.startswith("/usr/") and path != sys.executable:
-            found.append(path if private else home)
+            alone = folder.name == "bin" and holds_one_toolchain(folder.parent)
+            found.append(str(folder.parent) if alone else path)
     return found
+
+
+def holds_one_toolchain(home: Path) -> bool:
+    """Whether a folder with ``bin`` in it is an installation of its own.
+
+    ``/opt`` and ``~/.local`` have a ``bin`` and much besides, also secrets. So a folder in which
+    people keep things is none, nor is one with anything that no installation has.
+    """
+    people = ("/home", "/root", os.path.expanduser("~"))
+    if str(home) in _SHARED_FOLDERS or str(home) in people or str(home.parent) in ("/", "/home"):
+        return False
+    if str(home.parent) in people or home.parent.parent == Path("/home"):
+        return False
+    try:
+        entries = list(home.iterdir())
+    except OSError:
+        return False
+    return all(
+        entry.name in _LAYOUT if entry.is_dir() else bool(_PAPERS.match(entry.name))
+        for entry in entries
+    )

@@ -64,8 +64,11 @@ def describe(extra: tuple[str, ...] = ()) -> dict[str, object]:
     files: list[tuple[str, str]] = []
     if sys.prefix != base:
         real = os.path.realpath(sys.executable)
-        links.append((sys.executable, real))
-        links.append((f"{sys.prefix}/bin/python3", real))
+        if real == sys.executable:  # an environment with a copy of the interpreter
+            binds.append(real)
+        for path in dict.fromkeys((sys.executable, f"{sys.prefix}/bin/python3")):
+            if path != real:
+                links.append((path, real))
         settings = Path(sys.prefix, "pyvenv.cfg")
         files.append((str(settings), settings.read_text(encoding="utf-8")))
     return {

@@ -8,14 +8,19 @@ leaves the record of the cells that it finished.
 import ast
 import asyncio
 import base64
+import contextlib
 import inspect
 import io
 import json
 import linecache
 import os
+import re
 import signal
+import subprocess
 import sys
 import tempfile
+import time
+import timeit
 import traceback
 import types
 import warnings
@@ -28,6 +33,8 @@ Bundle = dict[str, str]
 
 CELLS_FILE = ".notebook_cells.json"
 RECORD_FILE = ".notebook_record.json"
+SHORTEST_SECONDS = 1e-4
+"""A timer of less than a microsecond would never ring."""
 TEXT_LIMIT = 1 << 20
 """Bytes of stdout and of stderr that are kept per cell."""
 RICH = {
@@ -37,6 +44,13 @@ RICH = {
     "_repr_svg_": "image/svg+xml",
     "_repr_png_": "image/png",
 }
+
+
+MAGIC = re.compile(r"^(\s*)([A-Za-z_]\w*\s*)?(?(2)=\s*)([%!])([A-Za-z_]*)(.*)$")
+"""Indentation, maybe a variable, the sign, the first word, the rest."""
+INSTALLER = re.compile(r"\s*(?:\S*python\S*\s+-m\s+)?(?:pip3?|conda|mamba|apt|apt-get)\s+install\b")
+SHELL_MAGICS = ("pip", "conda", "ls", "cat", "mkdir", "cp", "mv", "rm", "sx", "system")
+WITHOUT_EFFECT = ("matplotlib", "config", "load_ext", "reload_ext", "autoreload", "precision")
 
 
 class CellTimeout(Exception):
@@ -73,12 +87,120 @@ def show_figures(displayed: list[Bundle]) -> None:
     pyplot.close("all")
 
 
+class UsageError(Exception):
+    """A magic that is not known here, as IPython names it."""
+
+
+class Clock:
+    """``%time``: a context that says how long its statement took."""
+
+    def __enter__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
+        sys.stdout.write(f"CPU times: {cpu * 1e3:.3g} ms\nWall time: {wall * 1e3:.3g} ms\n")
+
+
+def shell(command: str, names: Namespace) -> list[str]:
+    """``!command`` with the values of ``{name}`` put in; what it printed is shown."""
+    words = INSTALLER.match(command)
+    if words:
+        text = f"{words[0].strip()}: nothing can be installed, as programs here have no network"
+        sys.stderr.write(f"{text}; what is installed can be imported\n")
+        return []
+    command = re.sub(r"\{(\w+)\}", lambda m: str(names.get(m[1], m[0])), command)
+    done = subprocess.run(
+        ["/bin/bash", "-c", command], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    sys.stderr.write(done.stderr.decode("utf-8", "replace"))
+    return done.stdout.decode("utf-8", "replace").splitlines()
+
+
+def show_shell(command: str, names: Namespace) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in shell(command, names))
+
+
+def measure(statement: str, names: Namespace) -> None:
+    """``%timeit``, in fewer rounds."""
+    timer = timeit.Timer(statement, globals=names)
+    count, _ = timer.autorange()
+    best = min(timer.repeat(3, count)) / count
+    sys.stdout.write(f"{best * 1e6:.3g} µs per loop (best of 3 runs of {count} loops each)\n")
+
+
+def write_file(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    sys.stdout.write(f"Writing {path}\n")
+
+
+def statement_of(line: str) -> str | None:
+    """Python for a line with a magic or a shell command in it; None for any other line."""
+    found = MAGIC.match(line)
+    if found is None:
+        return None
+    indent, target, sign, name, rest = (part or "" for part in found.groups())
+    words = f"{name}{rest}"
+    if sign == "!" or name in SHELL_MAGICS:
+        if target:
+            return f"{indent}{target}= __driver__.shell({words!r}, globals())"
+        return f"{indent}__driver__.show_shell({words!r}, globals())"
+    if target:
+        return None
+    rest = rest.strip()
+    if name == "time":
+        return f"{indent}with __driver__.Clock(): {rest or 'pass'}"
+    if name == "timeit":
+        return f"{indent}__driver__.measure({rest!r}, globals())"
+    if name == "cd":
+        return f"{indent}__import__('os').chdir({rest or '.'!r})"
+    if name == "pwd":
+        return f"{indent}__import__('os').getcwd()"
+    if name in WITHOUT_EFFECT:
+        return f"{indent}pass"
+    message = f"the magic %{name} is not known here"
+    return f"{indent}raise __driver__.UsageError({message!r})"
+
+
+def cell_magic(source: str) -> str:
+    """Python for a cell that begins with ``%%``; any other cell as it is. Keeps line numbers."""
+    stripped = source.lstrip()
+    if not stripped.startswith("%%"):
+        return source
+    first, _, body = stripped.partition("\n")
+    above = source.count("\n", 0, len(source) - len(stripped))
+    name, _, rest = first[2:].strip().partition(" ")
+    if name in ("time", "capture"):
+        return "\n" * (above + 1) + body
+    if name in ("bash", "sh"):
+        return "\n" * above + f"__driver__.show_shell({body!r}, {{}})"
+    if name == "timeit":
+        return "\n" * above + f"__driver__.measure({body or rest!r}, globals())"
+    if name == "writefile":
+        return "\n" * above + f"__driver__.write_file({rest.strip()!r}, {body!r})"
+    return "\n" * above + f"raise __driver__.UsageError('the magic %%{name} is not known here')"
+
+
+def parse(source: str, name: str) -> ast.Module:
+    """A cell's syntax tree; lines that are no Python are looked at only where parsing fails."""
+    source = cell_magic(source)
+    lines = source.split("\n")
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    while True:
+        try:
+            return ast.parse("\n".join(lines), name)
+        except SyntaxError as error:
+            number = (error.lineno or 0) - 1
+            made = statement_of(lines[number]) if 0 <= number < len(lines) else None
+            if made is None:
+                raise
+            lines[number] = made
+
+
 def compile_cell(source: str, name: str) -> tuple[CodeType, CodeType | None]:
     """The statements of a cell, and its last expression apart when it has one."""
-    lines = source.split("\n")
-    source = "\n".join("" if line.startswith("%matplotlib") else line for line in lines)
-    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
-    tree = ast.parse(source, name)
+    tree = parse(source, name)
     last = None
     quiet = source.rstrip().endswith(";")
     if tree.body and isinstance(tree.body[-1], ast.Expr) and not quiet:
@@ -101,10 +223,14 @@ def run_cell(
     source: str, number: int, namespace: Namespace, displayed: list[Bundle]
 ) -> list[dict[str, Any]]:
     """Execute one cell; the error record of what it raised, if it did."""
+    timed = source.lstrip().partition("\n")[0].strip() == "%%time"
     try:
-        body, last = compile_cell(source, f"<cell {number}>")
-        evaluate(body, namespace)
-        value = None if last is None else evaluate(last, namespace)
+        with contextlib.ExitStack() as around:
+            if timed:
+                around.enter_context(Clock())
+            body, last = compile_cell(source, f"<cell {number}>")
+            evaluate(body, namespace)
+            value = None if last is None else evaluate(last, namespace)
         if value is not None:
             namespace["_"] = value
             displayed.append(mime_bundle(value))
@@ -160,6 +286,20 @@ class Capture:
         return texts
 
 
+def run_timed(
+    seconds: float, source: str, number: int, namespace: Namespace, displayed: list[Bundle]
+) -> list[dict[str, Any]]:
+    """Run a cell under its time limit; the alarm may also ring just before or after the cell."""
+    try:
+        if seconds:
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, SHORTEST_SECONDS))
+        error = run_cell(source, number, namespace, displayed)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return error
+    except CellTimeout as late:
+        return [error_record(late)]
+
+
 def expire(signum: int, frame: FrameType | None) -> None:
     raise CellTimeout("the cell reached its time limit")
 
@@ -173,23 +313,25 @@ def display_into(displayed: list[Bundle]) -> Callable[..., None]:
     return display
 
 
-def save(record: list[dict[str, Any]]) -> None:
+def save(record: list[dict[str, Any]], path: str) -> None:
     """Replace the record in one step."""
-    with open(RECORD_FILE + "~", "w", encoding="utf-8", errors="replace") as file:
+    with open(path + "~", "w", encoding="utf-8", errors="replace") as file:
         json.dump(record, file)
-    os.replace(RECORD_FILE + "~", RECORD_FILE)
+    os.replace(path + "~", path)
 
 
 def main() -> None:
     with open(CELLS_FILE, encoding="utf-8") as file:
         job = json.load(file)
     os.remove(CELLS_FILE)
+    place = os.path.abspath(RECORD_FILE)  # cells may go to another folder
     os.environ.setdefault("MPLBACKEND", "agg")
     warnings.filterwarnings("ignore", message=".*non-interactive.*")
-    notebook = types.ModuleType("__main__")
+    driver, notebook = sys.modules["__main__"], types.ModuleType("__main__")
     sys.modules["__main__"] = notebook
     namespace = notebook.__dict__
     namespace["__builtins__"] = __builtins__
+    namespace["__driver__"] = driver
     sys.stdin = io.StringIO()
     signal.signal(signal.SIGALRM, expire)
     capture = Capture()
@@ -197,12 +339,10 @@ def main() -> None:
     for number, source in enumerate(job["cells"], 1):
         displayed: list[Bundle] = []
         namespace["display"] = display_into(displayed)
-        signal.setitimer(signal.ITIMER_REAL, job["cell_timeout"])
-        error = run_cell(source, number, namespace, displayed)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        error = run_timed(job["cell_timeout"], source, number, namespace, displayed)
         stdout, stderr = capture.take()
         record.append({"stdout": stdout, "stderr": stderr, "display": displayed, "error": error})
-        save(record)
+        save(record, place)
 
 
 if __name__ == "__main__":

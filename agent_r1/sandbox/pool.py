@@ -6,19 +6,18 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
 
 from agent_r1.errors import SandboxError, SandboxUnavailable
-from agent_r1.sandbox import isolation, layout, userids
+from agent_r1.sandbox import isolation, layout, scratch, userids
 from agent_r1.sandbox.cgroups import Controllers, SlotGroup, TierGroup
 from agent_r1.sandbox.guest import messages
 from agent_r1.sandbox.languages import toolchain_paths
@@ -96,7 +95,7 @@ class ZygotePool:
         self._strict = settings.level == "strict"
         self._lock = threading.Lock()
         self._idle: list[Slot] = []
-        self._buried: list[Slot] = []
+        self._buried: deque[Slot] = deque()
         self._old_groups: list[TierGroup] = []
         self._used: set[int] = set()
         self._next = 0
@@ -104,7 +103,7 @@ class ZygotePool:
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._group: TierGroup | None = None
-        self._scratch: str | None = None
+        self._scratch: scratch.Scratch | None = None
         """Without namespaces: the folder of its slots' files."""
         self._closed = False
 
@@ -130,8 +129,8 @@ class ZygotePool:
         self._buried.append(slot)
 
     def _clear_graves(self) -> None:
-        graves, self._buried = self._buried, []
-        for slot in graves:
+        for _ in range(len(self._buried)):  # others may bury meanwhile, without the lock
+            slot = self._buried.popleft()
             if slot.group is None or slot.group.close():
                 self._used.discard(slot.index)
             else:
@@ -250,7 +249,6 @@ class ZygotePool:
         extra = toolchain_paths() if self.tier.name == "tools" else ()
         ids = self._ids
         strict = self._strict
-        scratch = None
         if not strict:
             closed = layout.closed_folder()
             if ids is not None and closed is not None:
@@ -258,8 +256,7 @@ class ZygotePool:
                     f"isolation={self._settings.level!r} runs programs as other users, who may "
                     f"not enter {closed}: install the interpreter and this package elsewhere"
                 )
-            scratch = self._scratch = tempfile.mkdtemp(prefix="agent-r1-")
-            os.chmod(scratch, 0o711)
+            self._scratch = self._scratch or scratch.make()
         shown = layout.describe(extra)
         return {
             "own_namespaces": strict,
@@ -280,7 +277,7 @@ class ZygotePool:
                 "own_namespaces": strict,
                 "first_id": ids.first if ids is not None else None,
                 "readable": shown["binds"] if self._settings.level == "landlock" else None,
-                "scratch": scratch,
+                "scratch": self._scratch.path if self._scratch is not None else None,
                 "counted": self._group is not None,
             },
         }
@@ -297,7 +294,7 @@ class ZygotePool:
                 self._process.wait(5)
             self._process = None
         if self._scratch is not None:  # the supervisor removes it, unless it was killed
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
             self._scratch = None
         if self._group is not None:
             self._old_groups.append(self._group)

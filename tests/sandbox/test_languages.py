@@ -4,12 +4,19 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from agent_r1.errors import LanguageUnavailable
 from agent_r1.sandbox import EmbeddedExecutor, Limits, RunRequest, RunStatus, languages
-from agent_r1.sandbox.languages import LANGUAGES, available_languages, find_toolchain
+from agent_r1.sandbox.languages import (
+    LANGUAGES,
+    available_languages,
+    find_toolchain,
+    holds_one_toolchain,
+    toolchain_paths,
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +96,58 @@ def test_cuda_compiles_and_finds_no_device(executor: EmbeddedExecutor) -> None:
     limits = Limits(wall_seconds=60, compile_seconds=300, memory_bytes=4 << 30)
     result = executor.run(RunRequest(code=CUDA, language="cuda", limits=limits))
     assert (result.status, result.stdout) == (RunStatus.SUCCESS, "no device\n"), result
+
+
+def make(home: Path, *names: str) -> Path:
+    for name in names:
+        path = home / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return home
+
+
+@pytest.mark.parametrize(
+    ("names", "alone"),
+    [
+        (("bin/rustc", "lib/a.so", "share/doc/x"), True),
+        (("bin/go", "pkg/x", "src/x", "api/x", "VERSION", "go.env", "LICENSE", "README.md"), True),
+        (("bin/java", "jmods/x", "conf/x", "legal/x", "release"), True),
+        (("bin/lua", "state/history"), False),
+        (("bin/lua", "lib/x", "credentials.toml"), False),
+        (("bin/lua", "lib/x", ".netrc"), False),
+    ],
+)
+def test_a_folder_is_shown_only_if_it_is_one_toolchain(tmp_path, names, alone):
+    assert holds_one_toolchain(make(tmp_path / "x", *names)) is alone
+
+
+def test_folders_in_which_people_keep_things_are_never_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for home in (tmp_path / ".local", tmp_path):
+        assert not holds_one_toolchain(make(home, "bin/lua"))
+    for shared in ("/opt", "/usr/local", "/home/somebody", "/home/somebody/.local", "/srv"):
+        assert not holds_one_toolchain(Path(shared))
+    assert holds_one_toolchain(make(tmp_path / "go" / "1.22", "bin/go", "src/x"))
+
+
+def test_a_binary_among_others_is_shown_alone(tmp_path, monkeypatch) -> None:
+    home = make(tmp_path / ".local", "bin/lua", "share/keyrings/login")
+    (home / "bin" / "lua").chmod(0o755)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{home}/bin", prepend=":")
+    find_toolchain.cache_clear()
+    try:
+        shown = toolchain_paths()
+    finally:
+        find_toolchain.cache_clear()
+    assert f"{home}/bin/lua" in shown and str(home) not in shown
+
+
+def test_a_missing_package_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(languages, "find_spec", lambda name: None)
+    find_toolchain.cache_clear()
+    try:
+        with pytest.raises(LanguageUnavailable, match="needs the package 'pytest'"):
+            find_toolchain("pytest")
+    finally:
+        find_toolchain.cache_clear()

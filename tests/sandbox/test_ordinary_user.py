@@ -61,10 +61,14 @@ QUICK = [
     *("limit_init", "renice_all", "mount", "unshare_user", "become_root", "no_new_privileges"),
     *("connect_loopback", "nothing_left", "memory_is_clean", "forged_output", "daemon"),
     *("other_processes", "descriptors", "endless_loop", "fork_bomb", "output_capped"),
+    *("deep_tree", "closed_tree", "limits_of_its_own", "streams_by_name", "temporary_folder"),
 ]
 
 
-WITHOUT_NAMESPACES = {"other_processes", "nothing_left", "no_new_privileges", "kill_everything"}
+WITHOUT_NAMESPACES = {
+    *("other_processes", "nothing_left", "no_new_privileges", "kill_everything"),
+    *("limits_of_its_own", "temporary_folder"),
+}
 NOT_PROMISED = {  # by a weaker level
     "landlock": {*WITHOUT_NAMESPACES, "multiprocessing", "memory_is_clean"},
     "process": {*WITHOUT_NAMESPACES, "kill_parent", "daemon"},
@@ -130,6 +134,39 @@ def test_executors_without_namespaces_end_only_their_own_programs(level: str, be
     """As root they end what a program left by its user id: two must never share one."""
     done = as_nobody(NEIGHBOURS, beside, level, user=0)
     assert done.stdout == "success whole\n\n" * 4, done.stdout + done.stderr
+
+
+BOTH_KILLED = """
+import os, signal, subprocess, sys, tempfile, time
+host = '''
+import time
+from agent_r1.sandbox import EmbeddedExecutor, RunRequest
+executor = EmbeddedExecutor(1, isolation="process")
+executor.run(RunRequest(code="open('x', 'w').write('left')"))
+pool = next(pool for pool in executor._pools.values() if pool._process is not None)
+print(pool._process.pid, flush=True)
+time.sleep(100)
+'''
+with tempfile.TemporaryDirectory() as folder:
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    trainer = subprocess.Popen([sys.executable, "-c", host], stdout=subprocess.PIPE, text=True)
+    supervisor = int(trainer.stdout.readline())
+    trainer.kill()
+    os.kill(supervisor, signal.SIGKILL)
+    trainer.wait()
+    before = len(os.listdir(folder))
+    from agent_r1.sandbox import scratch
+    until = time.monotonic() + 60
+    while os.listdir(folder) and time.monotonic() < until:  # their processes are ending
+        scratch.sweep()
+    print(before, os.listdir(folder))
+"""
+
+
+def test_what_a_killed_trainer_and_its_killed_supervisor_left_is_removed() -> None:
+    """With the default level there is nothing: what is mounted ends with its namespace."""
+    done = as_nobody(BOTH_KILLED)
+    assert done.stdout == "1 []\n", done.stdout + done.stderr
 
 
 DENIED = """

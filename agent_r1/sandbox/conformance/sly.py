@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
 from agent_r1.sandbox.base import Executor, Limits, RunStatus
@@ -222,7 +223,46 @@ def _wakers(executor: Executor) -> None:
         executor.close_session("waker")
 
 
+def _leaderless(executor: Executor) -> None:
+    """The same of processes whose first thread has ended, so that they look as if they had."""
+    code = """
+    import ctypes, mmap, os, signal, threading, time
+    gaps = mmap.mmap(-1, 4096)
+    pids = [os.getpid()]
+    def wake(number):
+        last, most = time.monotonic(), 0
+        while True:
+            for other in pids[1:]:
+                try: os.kill(other, signal.SIGCONT)
+                except OSError: pass
+            now = time.monotonic()
+            last, most = now, max(most, int((now - last) * 1000))
+            gaps[8 * number:8 * number + 8] = most.to_bytes(8, 'little')
+    for number in range(3):
+        pid = os.fork()
+        if pid == 0:
+            for more in range(2):
+                threading.Thread(target=wake, args=(2 * number + more,), daemon=True).start()
+            ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)
+        pids.append(pid)
+    time.sleep(0.3)
+    """
+    ask = "print(min(int.from_bytes(gaps[8 * i:8 * i + 8], 'little') for i in range(6)))"
+    try:
+        for _ in range(3):
+            run(executor, code, session="leaderless")
+            threading.Event().wait(0.8)
+            result = run(executor, f"time.sleep(0.2)\n{ask}", session="leaderless")
+            if result.status is RunStatus.SUCCESS:  # else ended, and its state with it
+                milliseconds = int(result.stdout)
+                assert milliseconds > 400, f"a thread stood still for {milliseconds} ms of 800"
+            executor.close_session("leaderless")
+    finally:
+        executor.close_session("leaderless")
+
+
 SLEEPERS: Final = (
+    Case("leaderless", "nor does a thread that was left", _leaderless, _SESSIONS, True),
     Case("forged_files", "fetched files are the program's files", _forged_files, _SESSIONS, True),
     Case("wakers", "no process of a session wakes another", _wakers, _SESSIONS, True),
     syscall_denied(
@@ -234,6 +274,16 @@ SLEEPERS: Final = (
         "chosen_signal",
         "nor an event of a descriptor",
         "import fcntl; fcntl.fcntl(0, 10, 18)",
+    ),
+    syscall_denied(
+        "lease",
+        "nobody on the host waits for a program to let go of a file",
+        "import fcntl; fcntl.fcntl(open('/usr/bin/env'), 1024, 0)",
+    ),
+    syscall_denied(
+        "folder_events",
+        "nor does what happens in the host's folders reach it",
+        "import fcntl; fcntl.fcntl(os.open('/usr/bin', 0), 1026, 2)",
     ),
 )
 
@@ -253,6 +303,32 @@ def _host_loopback(executor: Executor) -> None:
     assert result.stdout.startswith("held"), describe(result)
 
 
+_DEEP: Final = "import os\nfor _ in range(3000):\n    os.mkdir('d'); os.chdir('d')"
+_CLOSED: Final = """
+import os
+os.makedirs('a/b/c')
+open('a/b/c/file', 'w').write('x')
+for path in ('a/b/c', 'a/b', 'a'):
+    os.chmod(path, 0)
+os.chmod('.', 0)
+"""
+
+
+def _hard_to_remove(code: str) -> Callable[[Executor], None]:
+    def check(executor: Executor) -> None:
+        for _ in range(3):
+            run(executor, code)
+            after = run(executor, "import os\nprint(os.listdir('.'))")
+            assert after.stdout == "[]\n", describe(after)
+
+    return check
+
+
+LEFT: Final = (
+    Case("deep_tree", "folders too deep for a stack are removed", _hard_to_remove(_DEEP)),
+    Case("closed_tree", "and folders that are closed", _hard_to_remove(_CLOSED)),
+)
+
 NETWORK: Final = (
     Case("host_loopback", "a server of the host is out of reach", _host_loopback, _ISOLATED, True),
     syscall_denied("multipath_tcp", "no rare protocols", "call(41, 198, 2, 1, 262)"),
@@ -260,4 +336,4 @@ NETWORK: Final = (
     syscall_denied("netlink_audit", "nor the kernel's other doors", "call(41, 198, 16, 3, 9)"),
 )
 
-CASES: Final = (*MEMORY, *FORGERIES, *SLEEPERS, *NETWORK)
+CASES: Final = (*MEMORY, *FORGERIES, *SLEEPERS, *LEFT, *NETWORK)

@@ -63,7 +63,8 @@ def main(
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     if place.user is None and place.own_namespaces:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)  # keeps its /proc entries from the program
-    linux.install_seccomp(seccomp.build_filter(own_network=place.own_namespaces))
+    own = place.own_namespaces
+    linux.install_seccomp(seccomp.build_filter(own_network=own, own_processes=own))
     slot = _Slot(channel, keeper, orders, place, started)
     gc.collect()
     gc.freeze()
@@ -111,8 +112,17 @@ class _Slot:
         self.pristine = self._box_state()
 
     def _box_state(self) -> tuple[int, ...]:
-        """Changes whenever anything was made in or done to the private file system."""
-        changes = [os.stat(path).st_ctime_ns for path in self._folders]
+        """Changes whenever anything was made in or done to the private file system.
+
+        Empty when a program has taken a part of it away.
+        """
+        changes: list[int] = []
+        try:
+            for path in self._folders:
+                found = os.stat(path)
+                changes += (found.st_ctime_ns, found.st_mode)
+        except OSError:
+            return ()
         if self._own_box:
             free = os.statvfs(self._folders[0])
             changes += (free.f_ffree, free.f_bfree)
@@ -228,19 +238,23 @@ class _Slot:
             session = self.session = Session(order, self.started)
         session.hand_over(order, descriptors)
         reason = self._wait(session.fileno(), order, began + order.wall_seconds)
-        status = session.outcome() if reason == messages.EXITED else None
-        if reason != messages.EXITED:
-            status = self._interrupt(session, order)
-        if status is not None and session.stop():
+        if reason == messages.EXITED:
+            outcome = session.outcome()
+        else:
+            outcome = self._interrupt(session, order)
+        if outcome is not None and session.stop():
+            code, out_of_memory = outcome
+            if reason == messages.EXITED and out_of_memory:
+                reason = messages.MEMORY
             seconds = time.monotonic() - began
-            return messages.Report(reason, True, status << 8, seconds, 0.0)
+            return messages.Report(reason, True, code << 8, seconds, 0.0)
         self.session = None
         session.close()
         status, cpu = processes.end_all(session.pid)
         return messages.Report(reason, False, status, time.monotonic() - began, cpu)
 
-    def _interrupt(self, session: Session, order: messages.Order) -> int | None:
-        """Have the cell raise ``KeyboardInterrupt``; its exit code if it obeyed in time."""
+    def _interrupt(self, session: Session, order: messages.Order) -> tuple[int, bool] | None:
+        """Have the cell raise ``KeyboardInterrupt``; its outcome if it obeyed in time."""
         session.interrupt()
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         if self._wait(session.fileno(), order, deadline) != messages.EXITED:

@@ -8,6 +8,7 @@ holds a descriptor of these channels, so it cannot speak on them.
 from __future__ import annotations
 
 import array
+import signal
 import socket
 import struct
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ TIMED_OUT: Final = 1
 STOPPED: Final = 2
 MEMORY: Final = 3
 NEVER_STARTED: Final = 4
+
+OUT_OF_MEMORY: Final = signal.SIGSTKFLT
+"""With this a Python program ends that did not catch a ``MemoryError``; the kernel and other
+programs have no use for it."""
 
 _RUN = struct.Struct("<cdQQI")
 _DONE = struct.Struct("<cBBidd")

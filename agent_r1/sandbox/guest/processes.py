@@ -11,6 +11,8 @@ from typing import Any
 PROC = "/proc"
 """Where every process of the slot is listed, also those that hide from others."""
 _PAUSE = 0.001
+_STILL = "TtZX"
+"""Stopped, traced, or over."""
 _settings: dict[str, Any] = {"own_namespace": True, "user": None}
 
 
@@ -58,12 +60,29 @@ def signal_all(number: int) -> None:
 
 
 def all_stopped() -> bool:
-    """Whether every process of the slot but init is stopped, or over."""
-    for process in listing():
-        with contextlib.suppress(OSError), open(f"{PROC}/{process}/stat") as file:
-            if file.read().rpartition(")")[2].split()[0] not in "TtZX":
-                return False
+    """Whether every thread of the slot but init's is stopped, or over.
+
+    A process whose first thread has ended looks like one that is over; the others may run.
+    """
+    return all(_stands_still(f"{PROC}/{process}") for process in listing())
+
+
+def _stands_still(process: str) -> bool:
+    state, threads = _state(process)
+    if state not in _STILL or threads < 2:
+        return state in _STILL
+    with contextlib.suppress(OSError):
+        tasks = os.listdir(f"{process}/task")
+        return all(_state(f"{process}/task/{task}")[0] in _STILL for task in tasks)
     return True
+
+
+def _state(place: str) -> tuple[str, int]:
+    """The kernel's letter for a process or thread, and how many threads its process has."""
+    with contextlib.suppress(OSError), open(f"{place}/stat") as file:
+        fields = file.read().rpartition(")")[2].split()
+        return fields[0], int(fields[17])
+    return "X", 0
 
 
 def _signal_user(user: int, number: int) -> None:

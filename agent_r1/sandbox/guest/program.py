@@ -13,12 +13,27 @@ import signal
 import stat
 import sys
 import threading
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from agent_r1.sandbox.guest import landlock, linux, messages, python
 
 _state: dict[str, Any] = {}
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_FIXED: Final = {
+    resource.RLIMIT_CORE: 1,  # below the smallest dump, and 1 is never given to a handler either
+    resource.RLIMIT_NOFILE: 512,
+    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_MSGQUEUE: 0,
+    resource.RLIMIT_RTPRIO: 0,
+}
+_CHOSEN: Final = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_NPROC,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_CPU,
+)
+_LIMITED: Final = (*_FIXED, *_CHOSEN)
 
 
 def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) -> None:
@@ -31,14 +46,17 @@ def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) ->
         os.environ.update(HOME=_state["work"], TMPDIR=f"{box}/tmp")
     _state["others"] = _count_others(user, confined)
     python.prepare(_state["work"])
-    for kind, value in (
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 512),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_RTPRIO, 0),
-    ):
-        resource.setrlimit(kind, (value, value))
+    _state["hard"] = {kind: resource.getrlimit(kind)[1] for kind in _LIMITED}
+    for kind, value in _FIXED.items():
+        _hold(kind, value)
+
+
+def _hold(kind: int, value: int, more: int = 0) -> None:
+    """Limit ourselves to ``value`` (and ``more`` beyond a warning), or to what we may have."""
+    hard = _state["hard"][kind]
+    if hard != resource.RLIM_INFINITY:
+        value, more = min(value, hard), min(more, max(0, hard - value))
+    resource.setrlimit(kind, (value, value + more))
 
 
 def _count_others(user: int | None, confined: bool) -> int:
@@ -83,7 +101,17 @@ def become(job: dict[str, Any], memory_bytes: int, started: mmap.mmap) -> NoRetu
         except OSError as error:
             os.write(2, f"{command[0]}: {error.strerror}\n".encode())
             os._exit(126)
-    os._exit(python.run(job))
+    code, out_of_memory = python.run(job)
+    if out_of_memory:
+        _die_of_memory()
+    os._exit(code)
+
+
+def _die_of_memory() -> None:
+    """Say that an uncaught ``MemoryError`` was the end: not by words, which programs print too."""
+    signal.signal(messages.OUT_OF_MEMORY, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [messages.OUT_OF_MEMORY])
+    os.kill(os.getpid(), messages.OUT_OF_MEMORY)
 
 
 def confine(
@@ -96,8 +124,7 @@ def confine(
     _limit(job, memory_bytes)
     _be_the_first_victim()
     if cpu_limited:
-        cpu = job["cpu_seconds"]
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+        _hold(resource.RLIMIT_CPU, job["cpu_seconds"], 1)
     _drop_privileges()
     os.chdir(_state["work"])
     place_files(job)
@@ -112,7 +139,6 @@ def _be_the_first_victim() -> None:
 
 
 def _limit(job: dict[str, Any], memory_bytes: int) -> None:
-    set_limit = resource.setrlimit
     if job.get("command"):
         data = memory_bytes
         space = job.get("address_bytes")
@@ -120,11 +146,10 @@ def _limit(job: dict[str, Any], memory_bytes: int) -> None:
         data = _state["data"] + memory_bytes
         space = _state["size"] + 2 * memory_bytes
     if space is not None:
-        set_limit(resource.RLIMIT_AS, (space, space))
-    set_limit(resource.RLIMIT_DATA, (data, data))
-    count = job["processes"] + _state["others"]
-    set_limit(resource.RLIMIT_NPROC, (count, count))
-    set_limit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
+        _hold(resource.RLIMIT_AS, space)
+    _hold(resource.RLIMIT_DATA, data)
+    _hold(resource.RLIMIT_NPROC, job["processes"] + _state["others"])
+    _hold(resource.RLIMIT_FSIZE, job["file_bytes"])
 
 
 def _drop_privileges(*, dumpable: bool = True) -> None:
@@ -137,7 +162,7 @@ def _drop_privileges(*, dumpable: bool = True) -> None:
         os.setresuid(user, user, user)
     else:
         linux.drop_capabilities()
-        linux.prctl(linux.PR_SET_DUMPABLE, int(dumpable))
+    linux.prctl(linux.PR_SET_DUMPABLE, int(dumpable))
     if not _state["confined"]:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if _state["rules"] is not None:
@@ -196,7 +221,12 @@ class Notebook(python.Main):
 
     def run(self, job: dict[str, Any]) -> int:
         """Run one cell; an exit code, 130 for one that was interrupted."""
-        place_files(job)
+        self.out_of_memory = False
+        try:
+            place_files(job)
+        except OSError as error:  # what earlier cells made is in the way, or there is no room
+            sys.stderr.write(f"the files of this run cannot be placed: {error}\n")
+            return python.flush(1)
         self.show_source(job["code"])
         sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
         code = self.execute(job["code"], job["last_expression"])

@@ -38,8 +38,8 @@ def prepare(work: str) -> None:
     _places["work"] = work
 
 
-def run(job: dict[str, Any]) -> int:
-    """Execute the job's source up to its exit code."""
+def run(job: dict[str, Any]) -> tuple[int, bool]:
+    """Execute the job's source up to its exit code; whether it ran out of memory."""
     source: str = job["code"]
     main = Main(source, job["seed"])
     if any(word in source for word in _NEEDS_FILE):
@@ -47,7 +47,7 @@ def run(job: dict[str, Any]) -> int:
             file.write(source)
     gc.enable()
     code = main.execute(source, job["last_expression"])
-    return main.finish(code, source)
+    return main.finish(code, source), main.out_of_memory
 
 
 class Main:
@@ -57,6 +57,7 @@ class Main:
         self.module = types.ModuleType("__main__")
         self.names = self.module.__dict__
         self.file = f"{_places['work']}/{FILE_NAME}"
+        self.out_of_memory = False
         self.names.update(__builtins__=builtins, __file__=self.file, __cached__=None)
         sys.modules["__main__"] = self.module
         sys.argv = [FILE_NAME]
@@ -81,6 +82,7 @@ class Main:
         except SystemExit as error:
             return exit_code(error)
         except BaseException as error:
+            self.out_of_memory = isinstance(error, MemoryError)
             report(error)
             return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
         return 0

@@ -50,22 +50,53 @@ def build(layout: Layout) -> str:
     for folder in ("/dev", "/etc", "/proc", "/sandbox"):
         os.mkdir(new + folder)
     for path, target in (*_LINKS.items(), *layout.links):
-        # An interpreter that is installed below /tmp needs a folder there, not a link: programs
-        # then find no writable /tmp and use TMPDIR.
-        if any(bound.startswith(path + "/") for bound in layout.binds):
-            continue
-        _parent(new + path)
-        if not os.path.lexists(new + path):
-            os.symlink(target, new + path)
+        place = new + _placed(path)
+        _parent(place)
+        if not os.path.lexists(place):
+            os.symlink(target, place)
     for path, text in (*_FILES.items(), *layout.files):
-        _write(new + path, text)
+        _write(new + _placed(path), text)
     for name in _DEVICES:
         _write(f"{new}/dev/{name}", "")
         linux.bind(f"/dev/{name}", f"{new}/dev/{name}", devices=True)
     for path in layout.binds:
-        _bind(path, new + path)
+        _bind(path, new + _placed(path))
     _bind(layout.guest, new + GUEST)
     return new
+
+
+def _placed(path: str) -> str:
+    """Where a path of the host really lies in the root: maybe below ``/tmp``, which is a link."""
+    for link in ("/tmp", "/dev/shm"):
+        if path.startswith(link + "/"):
+            return _LINKS[link] + path.removeprefix(link)
+    return path
+
+
+class Shown:
+    """What of the host is shown in a program's private folders, where each fresh one hides it.
+
+    That is an interpreter or toolchain that is installed below ``/tmp``, say.
+    """
+
+    def __init__(self) -> None:
+        self._folders = {
+            f"/sandbox/{name}": os.open(f"/sandbox/{name}", os.O_RDONLY | os.O_DIRECTORY)
+            for name in ("tmp", "shm")
+            if os.path.isdir(f"/sandbox/{name}")
+        }
+        for descriptor in self._folders.values():
+            os.set_inheritable(descriptor, False)
+
+    def bind_again(self) -> None:
+        """Put it into the folders that were just made."""
+        for folder, descriptor in self._folders.items():
+            for name in os.listdir(descriptor):
+                source, target = f"/proc/self/fd/{descriptor}/{name}", f"{folder}/{name}"
+                if os.path.islink(source):
+                    os.symlink(os.readlink(source), target)
+                else:
+                    _bind(source, target)
 
 
 def _mount_point(layout: Layout) -> str:

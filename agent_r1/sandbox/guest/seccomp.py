@@ -125,8 +125,15 @@ _UNSUPPORTED: Final = {
     "fsetxattr": (190, 7),
 }
 
-# Calls with a process id as first argument: 0 means oneself, others are not one's business.
-_SELF_ONLY: Final = {
+# Answered "done", and nothing is: they write out what the whole machine holds.
+_IDLE: Final = {
+    "sync": (162, 81),
+    "syncfs": (306, 267),
+}
+
+# Calls with a process id as first argument: 0 means oneself. In a process namespace of its own
+# a program can name itself, what it started, and process 1, which is ours.
+_OWN_ONLY: Final = {
     "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119),
     "sched_setaffinity": (203, 122),
@@ -147,9 +154,9 @@ _PROTOCOLS: Final = {2: (0, 6, 17), 10: (0, 6, 17), 16: (0,)}
 _SOL_SOCKET: Final = 1
 _BUFFER_SIZES: Final = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and their forced kinds
 _TERMINAL_INJECTION: Final = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
-_F_SETPIPE_SZ: Final = 1031
-_F_SETSIG: Final = 10
-"""Signals of its own choice on events of a descriptor: SIGCONT again."""
+_FCNTLS: Final = (10, 1024, 1026, 1031)
+"""F_SETSIG, with which an event of a descriptor may send SIGCONT; F_SETLEASE and F_NOTIFY,
+which reach whoever else opens or changes a file of the host; F_SETPIPE_SZ."""
 
 _ARCH: Final = (0xC000003E, 0xC00000B7)
 _ALLOW: Final = 0x7FFF0000
@@ -204,7 +211,7 @@ def build_filter(*, own_network: bool = True, own_processes: bool = True) -> byt
     """The classic BPF program for this machine.
 
     Without ``own_network`` (no network namespace) only unix sockets can be made; without
-    ``own_processes`` (no process namespace) nothing changes here but in the documentation.
+    ``own_processes`` (no process namespace) a process can name itself only by 0.
     """
     arch = linux.architecture()
     program = [
@@ -220,11 +227,13 @@ def build_filter(*, own_network: bool = True, own_processes: bool = True) -> byt
         (_REFUSED, eperm),
         (_UNKNOWN, _fail(errno.ENOSYS)),
         (_UNSUPPORTED, _fail(errno.EOPNOTSUPP)),
+        (_IDLE, _fail(0)),
     ):
         for numbers in table.values():
             program += _when_number(numbers[arch], [_op(_RETURN, answer)])
-    for numbers in _SELF_ONLY.values():
-        program += _when_number(numbers[arch], [_argument(0), *_one_of((0,), allow, eperm)])
+    named = _one_of((1,), eperm, allow) if own_processes else _one_of((0,), allow, eperm)
+    for numbers in _OWN_ONLY.values():
+        program += _when_number(numbers[arch], [_argument(0), *named])
     namespaces = [
         _argument(0),
         _op(_JUMP_SET, _NAMESPACES, 0, 1),
@@ -239,13 +248,11 @@ def build_filter(*, own_network: bool = True, own_processes: bool = True) -> byt
     program += _when_number(
         _SETSOCKOPT[arch], [*buffers, _argument(2), *_one_of(_BUFFER_SIZES, _fail(0), allow)]
     )
-    program += _when_number(_SETPRIORITY[arch], [*priority, *_one_of((0,), allow, eperm)])
+    program += _when_number(_SETPRIORITY[arch], [*priority, *named])
     program += _when_number(_PERSONALITY[arch], [_argument(0), *_one_of(plain, allow, eperm)])
     program += _when_number(
         _IOCTL[arch], [_argument(1), *_one_of(_TERMINAL_INJECTION, eperm, allow)]
     )
-    program += _when_number(
-        _FCNTL[arch], [_argument(1), *_one_of((_F_SETPIPE_SZ, _F_SETSIG), eperm, allow)]
-    )
+    program += _when_number(_FCNTL[arch], [_argument(1), *_one_of(_FCNTLS, eperm, allow)])
     program.append(_op(_RETURN, _ALLOW))
     return b"".join(program)

@@ -48,12 +48,12 @@ class Session:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", sent))]
             self._socket.sendmsg([has_input], rights)
 
-    def outcome(self) -> int | None:
-        """The exit code of the cell; ``None`` when the interpreter is gone."""
+    def outcome(self) -> tuple[int, bool] | None:
+        """Exit code, and whether memory ran out; ``None`` when the interpreter is gone."""
         with contextlib.suppress(OSError):
             data = self._socket.recv(16)
-            if len(data) == 1:
-                return data[0]
+            if len(data) == 2:
+                return data[0], data[1] == 1
         return None
 
     def interrupt(self) -> None:
@@ -101,7 +101,7 @@ def _live(channel: socket.socket, memory_bytes: int, started: mmap.mmap) -> NoRe
             if notebook is None:
                 program.confine(job, memory_bytes, started, cpu_limited=False)
                 notebook = program.Notebook(job)
-            channel.send(bytes([notebook.run(job)]))
+            channel.send(bytes([notebook.run(job), notebook.out_of_memory]))
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.write(2, f"{type(error).__name__}: {error}\n".encode())

@@ -11,13 +11,12 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import linux, processes, root
+from agent_r1.sandbox.guest import linux, processes, root, trees
 
 NAMESPACES = (
     linux.CLONE_NEWNS
@@ -47,7 +46,7 @@ def main() -> NoReturn:
     if not spec["own_namespaces"]:
         processes.prepare(own_namespace=False, user=None)
         processes.end_all(child)
-        _remove_folders(spec["zygote"]["scratch"])
+        trees.remove(spec["zygote"]["scratch"])
     _remove_cgroups(spec["cgroups"])
     os._exit(0)
 
@@ -140,10 +139,6 @@ def _watch(child: int, host: int) -> None:
         if ready:
             os.waitpid(child, 0)
             return
-
-
-def _remove_folders(scratch: str) -> None:
-    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _remove_cgroups(folders: list[str]) -> None:

@@ -17,7 +17,6 @@ import gc
 import importlib
 import json
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -25,7 +24,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import forker, init, linux, messages, python, root, warmup
+from agent_r1.sandbox.guest import forker, init, linux, messages, python, root, trees, warmup
 from agent_r1.sandbox.guest.supervisor import NAMESPACES, write_maps
 
 _PROGRAM_ID = 1000
@@ -212,6 +211,7 @@ class _Box:
 
     def __init__(self, place: init.Place) -> None:
         self._place = place
+        self._shown = root.Shown() if place.own_namespaces else None
 
     def make(self, file_bytes: int) -> None:
         """Make it empty."""
@@ -227,6 +227,8 @@ class _Box:
             os.chmod(path, mode)
             if owner != os.getuid():
                 os.chown(path, owner, owner)
+        if self._shown is not None:
+            self._shown.bind_again()
 
     def clear(self) -> None:
         """Take it away with all that is in it."""
@@ -234,12 +236,12 @@ class _Box:
             linux.umount(self._place.box)
             return
         for name in ("work", "tmp", "shm"):
-            shutil.rmtree(f"{self._place.box}/{name}", ignore_errors=True)
+            trees.remove(f"{self._place.box}/{name}")
 
     def remove(self) -> None:
         """The slot has ended. What is mounted ends with the namespace."""
         if not self._place.own_namespaces:
-            shutil.rmtree(self._place.box, ignore_errors=True)
+            trees.remove(self._place.box)
 
 
 def _renew_on_demand(requests: socket.socket, box: _Box) -> NoReturn:
