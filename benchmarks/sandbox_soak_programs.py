@@ -116,6 +116,23 @@ def memory(chance: random.Random, mark: str) -> Program:
     return ending("memory", code, RunStatus.MEMORY_LIMIT, RunStatus.ERROR, memory_bytes=200 << 20)
 
 
+def family(chance: random.Random, mark: str) -> Program:
+    """Children run out of memory, their parent does not: no later program may pay for that."""
+    code = (
+        "import os, time\npids = []\nfor _ in range(6):\n  pid = os.fork()\n  if pid == 0:\n"
+        "    held = bytearray(96 << 20); time.sleep(0.3); os._exit(0)\n  pids.append(pid)\n"
+        f"for pid in pids: os.waitpid(pid, 0)\nprint('{mark}')"
+    )
+
+    def check(result: RunResult) -> str | None:
+        good = result.status is RunStatus.SUCCESS and result.stdout == f"{mark}\n"
+        early = result.status is RunStatus.MEMORY_LIMIT  # seen before the kernel had to kill
+        return None if good or early else f"expected {mark!r}"
+
+    request = RunRequest(code=code, limits=Limits(memory_bytes=256 << 20))
+    return Program("children out of memory", request, check)
+
+
 def flood(chance: random.Random, mark: str) -> Program:
     code = f"print('{mark}')\nwhile True: print('x' * 10000)"
     return ending("output", code, RunStatus.OUTPUT_LIMIT, text=mark, wall_seconds=60.0)
@@ -161,6 +178,7 @@ MIX = [
     (raising, 8),
     (looping, 2),
     (memory, 2),
+    (family, 3),
     (flood, 2),
     (fork_bomb, 1),
     (daemon, 3),
