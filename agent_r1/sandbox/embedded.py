@@ -272,8 +272,10 @@ class _Ended:
 
 def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_Ended]:
     """One run on ``slot``."""
+    # What is fetched is copied within the slot's control group.
+    copies = request.limits.file_bytes if job.payload["fetch"] else 0
     try:
-        slot.limit(request.limits.memory_bytes, request.limits.processes)
+        slot.limit(request.limits.memory_bytes + copies, request.limits.processes)
     except OSError as error:  # the slot's tier was killed, and its group is already cleared away
         raise SlotLost(f"the slot's control group is gone: {error}") from error
     slot.ran_out()  # kills of earlier runs are no matter of this one

@@ -336,6 +336,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, expire)
     capture = Capture()
     record: list[dict[str, Any]] = []
+    save(record, place)
     for number, source in enumerate(job["cells"], 1):
         displayed: list[Bundle] = []
         namespace["display"] = display_into(displayed)

@@ -164,6 +164,7 @@ def _server(
             lifespan="off",
             access_log=False,
             log_config=None,
+            log_level="error",  # else whoever reaches the port writes lines into the log
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(drain_seconds)),

@@ -199,7 +199,7 @@ def to_result(data: bytes) -> tuple[RunResult, RunCodeResponse]:
     """
     try:
         body = _response_decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SandboxError(f"the sandbox answered something else than a result: {error}") from error
     if body.status not in ("Success", "Failed"):
         raise SandboxError(f"the sandbox failed: {body.message or body.status}")
@@ -207,7 +207,11 @@ def to_result(data: bytes) -> tuple[RunResult, RunCodeResponse]:
     command = body.not_run if isinstance(body.not_run, CommandBody) else body.run_result
     if command is None:
         command = _uncompiled(body.compile_result)
-    return _result(command, decode_files(dict(body.files)), compile_result), body
+    try:
+        files = decode_files(dict(body.files))
+    except InvalidRequest as error:
+        raise SandboxError(f"the sandbox answered with files that are none: {error}") from error
+    return _result(command, files, compile_result), body
 
 
 def decode_files(files: Mapping[str, str | None]) -> dict[str, bytes]:

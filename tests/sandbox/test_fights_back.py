@@ -1,7 +1,9 @@
 """Programs that fight back: each once got something out of the sandbox, and must not again."""
 
+import contextlib
 import marshal
 import os
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -30,14 +32,31 @@ def run(executor, code, **options):
 # --- what the host reads of a program -------------------------------------------------------
 
 
+def packed(files, limit=1 << 20):
+    """As the collector writes them."""
+    with contextlib.ExitStack() as stack:
+        target = stack.enter_context(tempfile.TemporaryFile())
+        sources = [stack.enter_context(tempfile.TemporaryFile()) for _ in files]
+        for source, content in zip(sources, files.values(), strict=True):
+            os.pwrite(source.fileno(), content, 0)
+        opened = [(name, source.fileno()) for name, source in zip(files, sources, strict=True)]
+        messages.write_files(target.fileno(), opened, limit)
+        return os.pread(target.fileno(), 1 << 20, 0)
+
+
+def test_files_share_one_limit():
+    whole = packed({b"a": b"xyz", b"b": b"uvw", b"c": b"."}, limit=5)
+    assert messages.unpack_files(whole, 3) == {b"a": b"xyz", b"b": b"uv", b"c": b""}
+
+
 @given(st.dictionaries(st.binary(min_size=1, max_size=9), st.binary(max_size=40), max_size=5))
 def test_files_survive_packing(files):
-    assert messages.unpack_files(messages.pack_files(files), 5) == files
+    assert messages.unpack_files(packed(files), 5) == files
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))
 def test_no_bytes_at_all_make_the_reader_of_files_fail(data, cut):
-    whole = messages.pack_files({b"a": data})
+    whole = packed({b"a": data})
     for attempt in (data, whole[:cut], whole[:cut] + data, whole + b"x"):
         found = messages.unpack_files(attempt, 3)
         assert found is None or attempt == whole

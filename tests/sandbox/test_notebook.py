@@ -17,6 +17,7 @@ def cells_of(executor, *cells, **options):
     body = json.dumps({"cells": cells, **options}).encode()
     request = jupyter.to_request(jupyter.decode_request(body))
     answer = jupyter.from_result(executor.run(request), len(cells))
+    assert answer.status == "Success", answer
     assert len(answer.cells) == len(cells), answer
     return answer.cells
 
@@ -49,6 +50,10 @@ def test_installing_is_refused_in_words_and_the_cell_goes_on(executor, line):
     (cell,) = cells_of(executor, f"{line}\nprint('on')")
     assert "nothing can be installed" in cell.stderr and "imported" in cell.stderr
     assert (cell.stdout, cell.error) == ("on\n", [])
+
+
+def test_a_notebook_without_cells_is_a_success(executor):
+    assert cells_of(executor) == []
 
 
 def test_what_is_no_magic_stays_python(executor):

@@ -161,7 +161,7 @@ def _words(executor: Executor) -> None:
 
 
 ENDS: Final = (
-    Case("many_files", "as many files as allowed", _many_files, _LIMITS),
+    Case("just_enough_files", "as many files as allowed", _many_files, _LIMITS),
     Case("file_in_the_way", "a session outlives a file in its way", _in_the_way, _SESSIONS),
     Case("words_about_memory", "running out of memory is no matter of words", _words, _STATUSES),
 )

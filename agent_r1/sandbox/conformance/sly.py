@@ -261,7 +261,33 @@ def _leaderless(executor: Executor) -> None:
         executor.close_session("leaderless")
 
 
+def _odd_names(executor: Executor) -> None:
+    """What a program calls itself and its sockets is read by the sandbox, too."""
+    code = r"""
+    import ctypes, socket, time
+    for name in (b") R 1 1", b"\n) T", b"\xff\xfe\x80"):
+        ctypes.CDLL(None).prctl(15, name)
+        held = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(3)]
+        for number, one in enumerate(held):
+            one.bind(f"a\n\n{number} 2\n".encode() + name.strip())
+        time.sleep(0.3)
+        [one.close() for one in held]
+        import os
+        [os.unlink(path) for path in os.listdir(b".")]
+    print("named")
+    """
+    try:
+        for options in ({}, {"session": "named"}, {"session": "named"}):
+            result = run(executor, code, **options)
+            assert (result.status, result.stdout) == (RunStatus.SUCCESS, "named\n"), describe(
+                result
+            )
+    finally:
+        executor.close_session("named")
+
+
 SLEEPERS: Final = (
+    Case("odd_names", "names that a program chose confuse nobody", _odd_names, _SESSIONS, True),
     Case("leaderless", "nor does a thread that was left", _leaderless, _SESSIONS, True),
     Case("forged_files", "fetched files are the program's files", _forged_files, _SESSIONS, True),
     Case("wakers", "no process of a session wakes another", _wakers, _SESSIONS, True),

@@ -6,7 +6,7 @@ import time
 import uuid
 from typing import Any, Final
 
-from agent_r1.sandbox.base import Executor, RunStatus
+from agent_r1.sandbox.base import Executor, Limits, RunStatus
 from agent_r1.sandbox.conformance.cases import PATIENCE, Case, Feature, describe, run
 
 _ISOLATED: Final = frozenset({Feature.ISOLATION})
@@ -108,6 +108,23 @@ def _fetched_pipe(executor: Executor) -> None:
     assert time.monotonic() - began < PATIENCE, "fetching hung"
 
 
+def _fetched_folder(executor: Executor) -> None:
+    """A folder, and as many bytes as memory would hold: no failure of the sandbox."""
+    code = "import os\nos.mkdir('d')\nopen('f', 'w').write('x')"
+    result = run(executor, code, fetch_files=("d", "f"))
+    assert dict(result.files) == {"f": b"x"}, describe(result)
+
+
+def _fetched_much(executor: Executor) -> None:
+    """Files as large as their limit come back also where memory is small."""
+    limits = Limits(memory_bytes=96 << 20, file_bytes=80 << 20)
+    code = "open('f', 'wb').write(bytes(60 << 20))\nopen('g', 'w').write('x')"
+    for _ in range(2):
+        result = run(executor, code, fetch_files=("f", "g"), limits=limits)
+        sizes = {name: len(content) for name, content in result.files.items()}
+        assert sizes == {"f": 60 << 20, "g": 1}, (result.status, sizes, result.stderr[-300:])
+
+
 TRACES: Final = (
     Case("nothing_left", "no file is left for the next program", _nothing_left, _ISOLATED, True),
     Case(
@@ -139,6 +156,13 @@ TRACES: Final = (
     _path_refused("file_out_absolute", fetch_files=("/etc/hosts",)),
     Case("fetched_link", "fetching follows no link out", _fetched_link, _ISOLATED, True),
     Case("fetched_pipe", "fetching never waits", _fetched_pipe, _ISOLATED, True),
+    Case("fetched_folder", "a folder is no file", _fetched_folder),
+    Case(
+        "fetched_much",
+        "fetching needs no memory of the program's",
+        _fetched_much,
+        frozenset({Feature.LIMITS}),
+    ),
 )
 
 CASES: Final = TRACES

@@ -134,7 +134,10 @@ def _count_sockets() -> int:
 
 
 def _count_datagram_sockets() -> int:
-    """Unix sockets of the type of which each message may come from another sender."""
+    """Unix sockets of the type of which each message may come from another sender.
+
+    A line ends with a name that the program chose, and that may have line ends in it.
+    """
     with contextlib.suppress(OSError), open(f"{processes.PROC}/1/net/unix", "rb") as file:
-        return sum(line.split(None, 5)[4] == b"0002" for line in file)
+        return sum(line.split(None, 5)[4:5] == [b"0002"] for line in file)
     return 0

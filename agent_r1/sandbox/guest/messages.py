@@ -8,9 +8,11 @@ holds a descriptor of these channels, so it cannot speak on them.
 from __future__ import annotations
 
 import array
+import os
 import signal
 import socket
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,16 +50,32 @@ _MAX: Final = 4096
 _FILES: Final = b"agent-r1 files\n"
 _ENTRY = struct.Struct("<IQ")
 _END: Final = _ENTRY.pack(0, 0)
+_PIECE: Final = 1 << 20
 
 
-def pack_files(files: dict[bytes, bytes]) -> bytes:
-    """Names and contents, each with its length; an entry without a name ends the list."""
-    entries = [
-        piece
-        for name, content in files.items()
-        for piece in (_ENTRY.pack(len(name), len(content)), name, content)
-    ]
-    return b"".join([_FILES, *entries, _END])
+def write_files(target: int, files: Iterable[tuple[bytes, int]], limit: int) -> None:
+    """Names and contents, each with its length; an entry without a name ends the list.
+
+    ``files`` are names and descriptors to read; all contents together are cut at ``limit``
+    bytes. Whatever their size, no more than a piece of one is in memory here.
+    """
+    at = os.pwrite(target, _FILES, 0)
+    for name, source in files:
+        head, size = at, 0
+        at += _ENTRY.size + os.pwrite(target, name, at + _ENTRY.size)
+        while piece := os.read(source, min(_PIECE, limit - size)):
+            size += _write_all(target, piece, at + size)
+        os.pwrite(target, _ENTRY.pack(len(name), size), head)
+        at += size
+        limit -= size
+    os.pwrite(target, _END, at)
+
+
+def _write_all(target: int, data: bytes, at: int) -> int:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(target, data[done:], at + done)
+    return done
 
 
 def unpack_files(data: bytes, limit: int) -> dict[bytes, bytes] | None:

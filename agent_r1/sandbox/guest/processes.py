@@ -11,7 +11,7 @@ from typing import Any
 PROC = "/proc"
 """Where every process of the slot is listed, also those that hide from others."""
 _PAUSE = 0.001
-_STILL = "TtZX"
+_STILL = b"TtZX"
 """Stopped, traced, or over."""
 _settings: dict[str, Any] = {"own_namespace": True, "user": None}
 
@@ -34,8 +34,8 @@ def listing() -> list[int]:
         return [number for number in numbers if number != 1]
     children: dict[int, list[int]] = {}
     for number in numbers:
-        with contextlib.suppress(OSError), open(f"{PROC}/{number}/stat") as file:
-            parent = int(file.read().rpartition(")")[2].split()[1])
+        with contextlib.suppress(OSError), open(f"{PROC}/{number}/stat", "rb") as file:
+            parent = int(file.read().rpartition(b")")[2].split()[1])
             children.setdefault(parent, []).append(number)
     found: list[int] = []
     queue = [os.getpid()]
@@ -77,12 +77,15 @@ def _stands_still(process: str) -> bool:
     return True
 
 
-def _state(place: str) -> tuple[str, int]:
-    """The kernel's letter for a process or thread, and how many threads its process has."""
-    with contextlib.suppress(OSError), open(f"{place}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
+def _state(place: str) -> tuple[bytes, int]:
+    """The kernel's letter for a process or thread, and how many threads its process has.
+
+    Before them is a name that the program chose, of any bytes.
+    """
+    with contextlib.suppress(OSError), open(f"{place}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
         return fields[0], int(fields[17])
-    return "X", 0
+    return b"X", 0
 
 
 def _signal_user(user: int, number: int) -> None:

@@ -13,6 +13,7 @@ import signal
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
 from agent_r1.sandbox.guest import landlock, linux, messages, python
@@ -194,22 +195,23 @@ def collect(job: dict[str, Any], descriptor: int, limit: int) -> None:
     """
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
     _drop_privileges(dumpable=False)
-    found: dict[bytes, bytes] = {}
-    left = limit
-    for path in job["fetch"]:
+    messages.write_files(descriptor, _opened(job["fetch"]), limit)
+
+
+def _opened(paths: list[str]) -> Iterator[tuple[bytes, int]]:
+    """The name and a descriptor of each regular file; that is closed when the next is asked for."""
+    for path in paths:
         try:
             name = os.fsencode(path)
             place = os.path.join(os.fsencode(_state["work"]), name)
             file = os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError):
             continue
-        with open(file, "rb") as stream:
+        try:
             if stat.S_ISREG(os.fstat(file).st_mode):
-                found[name] = stream.read(left)
-                left -= len(found[name])
-    view = memoryview(messages.pack_files(found))
-    while view:
-        view = view[os.write(descriptor, view) :]
+                yield name, file
+        finally:
+            os.close(file)
 
 
 class Notebook(python.Main):
