@@ -32,7 +32,10 @@ than :data:`ENDLESS` tasks, or never ends, needs a number of samples in the conf
 GENERATORS: Registry[TaskGenerator] = Registry(
     "task generator",
     group="agent_r1.generators",
-    builtin={"arithmetic": "agent_r1.recipes.arithmetic:tasks"},
+    builtin={
+        "arithmetic": "agent_r1.recipes.arithmetic:tasks",
+        "episodes": "agent_r1.data.episodes:episodes",
+    },
     check=lambda entry: None if callable(entry) else f"{entry!r} is no function",
 )
 

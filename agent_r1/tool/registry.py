@@ -39,6 +39,7 @@ ENVS: Registry[EnvClass] = Registry(
         "nous": "agent_r1.tool.envs.nous:NousToolEnv",
         "search_r1": "agent_r1.tool.envs.search:SearchR1Env",
         "agent": "agent_r1.tool.envs.agent:AgentEnv",
+        "gymnasium": "agent_r1.tool.foreign.gymnasium:GymnasiumEnv",
     },
     check=_no_env,
 )
