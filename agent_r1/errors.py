@@ -22,6 +22,10 @@ class DataError(AgentR1Error):
     """A data file or a generator gave something that is not a usable task."""
 
 
+class MessageError(AgentR1Error, ValueError):
+    """A chat message holds what no model could be given."""
+
+
 class RecordError(AgentR1Error, ValueError):
     """A record was built from parts that contradict each other."""
 

@@ -64,8 +64,9 @@ class Outcome(StrEnum):
 
 
 Message = Mapping[str, Any]
-"""One chat message: ``{"role": "user", "content": "..."}``, maybe with ``tool_calls``, ``name``
-or ``tool_call_id``."""
+"""One chat message: ``{"role": "user", "content": "..."}``, maybe with
+``tool_calls``, ``tool_call_id``, ``name`` or ``reasoning_content``; see
+:func:`agent_r1.messages.read_messages`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ class Task:
     """One problem of a data set.
 
     ``prompt`` is a tuple of chat messages, or plain text that is continued as it stands.
-    ``answer`` is what the reward compares with and is never shown to the model.
+    ``answer`` is what the reward compares with and is never shown to the model. ``tools`` are
+    announced to it beside those of the environment, as OpenAI's protocol describes functions.
     """
 
     id: str
@@ -81,6 +83,7 @@ class Task:
     answer: Any = None
     data_source: str = "unknown"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROWS = [
     ("errors", "__init__"),
     ("types", "registry"),
+    ("messages",),
     ("algorithms",),
     ("config",),
     ("sandbox",),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from agent_r1.config.task import DataConfig
 from agent_r1.data.sources import load_configured
+from agent_r1.messages import in_words
 from agent_r1.types import Task
 
 _BAD_ROWS_SHOWN = 20
@@ -37,8 +38,10 @@ def describe_tasks(config: DataConfig, split: str, seed: int, count: int) -> Ite
 
 def _describe(task: Task) -> Iterator[str]:
     yield f"\n--- {task.id} ({task.data_source}), answer: {task.answer}"
+    if task.tools:
+        yield f"tools: {', '.join(tool['function']['name'] for tool in task.tools)}"
     if isinstance(task.prompt, str):
         yield task.prompt
         return
     for message in task.prompt:
-        yield f"[{message['role']}] {message['content']}"
+        yield f"[{message['role']}] {in_words(message)}"

@@ -19,6 +19,7 @@ from agent_r1.config.task import DataConfig
 from agent_r1.data.patience import told
 from agent_r1.data.sources_files import Row, read_rows, require_file
 from agent_r1.errors import ConfigError, DataError
+from agent_r1.messages import read_messages, read_tools
 from agent_r1.registry import Registry, nearest
 from agent_r1.types import Message, Task
 
@@ -58,7 +59,8 @@ class Columns:
     ``template`` turns the prompt column's text into the prompt; ``{prompt}`` stands for it
     (other braces are left alone). ``chat`` makes a user message of plain text; without it
     plain text is continued as it stands, which suits models without a chat template.
-    ``system`` is put before the messages that have no system message.
+    ``system`` is put before the messages that have no system message. ``tools`` may hold
+    functions that are announced with this row only, as a list or its JSON text.
     """
 
     prompt: str = "prompt"
@@ -68,6 +70,7 @@ class Columns:
     template: str | None = None
     chat: bool = False
     system: str | None = None
+    tools: str = "tools"
 
     def __post_init__(self) -> None:
         if self.template is not None and "{prompt}" not in self.template:
@@ -367,7 +370,12 @@ def _task(row: Row, columns: Columns, stem: str) -> Task:
             **(dict(extra) if isinstance(extra, Mapping) else {}),
             **({"ability": ability} if ability else {}),
         },
+        tools=_tools(lookup(row.values, columns.tools)),
     )
+
+
+def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+    return () if value is MISSING else read_tools(value)
 
 
 def _id(row: Row, columns: Columns, stem: str) -> str:
@@ -419,15 +427,10 @@ def _messages_in(text: str) -> list[Any] | None:
 def _messages(value: Any, columns: Columns) -> tuple[Message, ...]:
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(f"the prompt must be text or a list of messages, not {value!r:.60}")
-    messages: list[Message] = []
-    for message in value:
-        if not isinstance(message, Mapping) or not all(
-            isinstance(message.get(key), str) for key in ("role", "content")
-        ):
-            raise ValueError(f"a message is {{role, content}}, both text, not {message!r:.80}")
-        messages.append({"role": message["role"], "content": message["content"]})
-    if not any(message["content"].strip() for message in messages):
+    read = read_messages(value, strict=True)
+    if not any(message.content.strip() for message in read):
         raise ValueError("an empty prompt")
+    messages = [message.as_message() for message in read]
     if columns.system is not None and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": columns.system})
     return tuple(messages)

@@ -97,6 +97,7 @@ def encode_trajectory(trajectory: Trajectory, *, step: int, split: Split) -> dic
             "answer": task.answer,
             "data_source": task.data_source,
             "extra": task.extra,
+            "tools": task.tools,
         },
         "reward": None if reward is None else _encode_reward(reward),
         "turns": [
@@ -213,6 +214,7 @@ def _decode_task(record: Mapping[str, Any]) -> Task:
         answer=record["answer"],
         data_source=record["data_source"],
         extra=record["extra"],
+        tools=tuple(record.get("tools", ())),
     )
 
 

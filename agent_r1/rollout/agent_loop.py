@@ -23,7 +23,7 @@ from agent_r1.errors import (
     describe,
 )
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.context import ContextWriter, Tools
+from agent_r1.rollout.context import ContextWriter, Tools, announced
 from agent_r1.rollout.editing import ContextPolicy, History, Unit
 from agent_r1.rollout.engine import Engine, StreamingEngine
 from agent_r1.rollout.limits import LoopLimits, Sampling, derive_seed
@@ -169,7 +169,7 @@ class AgentLoop:
         """Let the environment speak first. Its part of the opening is told in words too."""
         start = await self._asked(env, "reset", env.areset(episode.task), episode, sampling, 0)
         try:
-            episode.start = checked_start(env, start)
+            episode.start = announced(episode.task, checked_start(env, start))
             episode.prompt = self._contexts.opening(episode.task, episode.start)
         except EnvironmentContractError as failure:
             raise _StepFailed(describe(failure)) from failure

@@ -11,15 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent_r1.errors import TemplateError
+from agent_r1.errors import MessageError, TemplateError
+from agent_r1.messages import read_messages
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.endpoint.messages import (
-    BadRequest,
-    ChatMessage,
-    ChatRenderer,
-    in_words,
-    read_messages,
-)
+from agent_r1.rollout.endpoint.messages import ChatRenderer, in_words
 from agent_r1.tool.protocol import Observation, Start
 from agent_r1.types import Message, Task
 
@@ -35,14 +30,15 @@ class ContextWriter:
 
     def opening(self, task: Task, start: Start) -> tuple[int, ...]:
         """Ids of the first context. Raises :class:`TemplateError`."""
-        if start.messages is None and not start.tools and not start.system:
+        tools, prompt = start.tools, task.prompt
+        if start.messages is None and not tools and not start.system and _is_plain(prompt):
             return self._codec.render(task)
-        prompt = _opened(task.prompt, start)
+        prompt = _opened(prompt, start)
         if isinstance(prompt, str):
-            words = [start.system, in_words(start.tools) if start.tools else "", prompt]
+            words = [start.system, in_words(tools) if tools else "", prompt]
             text = "\n\n".join(filter(None, words))
             return self._codec.render(replace(task, prompt=text))
-        return self._rendered(_with_system(prompt, start.system), start.tools)
+        return self._rendered(_with_system(prompt, start.system), tools)
 
     def replacement(self, context: Observation, tools: Tools) -> tuple[int, ...]:
         """Ids of a context that takes the place of the one before."""
@@ -56,7 +52,12 @@ class ContextWriter:
         """Ids to append to ``before``, which ends with a sampled action."""
         if isinstance(observation, str):
             return self._codec.encode_observation(observation, control_tokens=control_tokens)
-        ids = self._renderer.extension(before, _read(observation), tools)
+        try:
+            new = read_messages(observation, strict=True)
+            self._renderer.check(new)
+        except MessageError as error:
+            raise TemplateError(f"an observation of the environment: {error}") from error
+        ids = self._renderer.extension(before, new, tools)
         if ids is None:
             raise TemplateError(
                 f"the chat template cannot put {list(observation)!r:.300} behind an answer; use "
@@ -72,16 +73,27 @@ class ContextWriter:
 
     def _rendered(self, messages: Sequence[Message], tools: Tools) -> tuple[int, ...]:
         try:
-            return self._renderer.prompt(_read(messages), tools)
-        except BadRequest as error:
+            given = read_messages(messages, strict=True)
+            self._renderer.check(given)
+            return self._renderer.prompt(given, tools)
+        except MessageError as error:
             raise TemplateError(str(error)) from error
 
 
-def _read(messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
-    try:
-        return read_messages(list(messages))
-    except BadRequest as error:
-        raise TemplateError(f"messages of an environment: {error}") from error
+def announced(task: Task, start: Start = Start()) -> Start:  # noqa: B008  # frozen
+    """The opening with the task's own functions; one of the environment counts before them."""
+    if not task.tools:
+        return start
+    names = {tool.get("function", tool).get("name") for tool in start.tools}
+    own = tuple(tool for tool in task.tools if tool["function"]["name"] not in names)
+    return replace(start, tools=(*start.tools, *own))
+
+
+def _is_plain(prompt: tuple[Message, ...] | str) -> bool:
+    """Whether the template is given nothing but roles and text."""
+    return isinstance(prompt, str) or not any(
+        message["role"] == "tool" or set(message) - {"role", "content"} for message in prompt
+    )
 
 
 def _opened(prompt: tuple[Message, ...] | str, start: Start) -> tuple[Message, ...] | str:

@@ -28,6 +28,7 @@ from agent_r1.monitor.run import RunFolder
 from agent_r1.reward.grader import Grader
 from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec, open_codec
+from agent_r1.rollout.context import ContextWriter, announced
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
 from agent_r1.rollout.group import GroupRunner, Loop, Scorer
@@ -220,8 +221,10 @@ def load_split(
     if not measured:
         return tasks
 
+    contexts = ContextWriter(codec)
+
     def length(task: Task) -> int:
-        return len(codec.render(task))
+        return len(contexts.opening(task, announced(task)))
 
     fitting, overlong = split_overlong(tasks, length, data.max_prompt_length)
     if overlong and not data.filter_overlong_prompts:

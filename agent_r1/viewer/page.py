@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from agent_r1.errors import DataError
+from agent_r1.messages import in_words
 from agent_r1.monitor.records import StoredTrajectory, read_stored
 from agent_r1.monitor.run import TRAJECTORIES_FILE
 from agent_r1.rollout.engines.embedded_stop import token_bytes
@@ -117,7 +118,7 @@ def _messages(trajectory: Trajectory) -> list[list[str]]:
     prompt = trajectory.task.prompt
     if isinstance(prompt, str):
         return [["prompt", prompt]]
-    return [[str(message["role"]), str(message["content"])] for message in prompt]
+    return [[str(message["role"]), in_words(message)] for message in prompt]
 
 
 def _turn(turn: Turn, spelled: Sequence[bytes]) -> dict[str, Any]:

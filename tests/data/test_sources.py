@@ -120,7 +120,7 @@ BAD = [
     ('{"question": "q", "answer": null}', "no answer in column 'answer'"),
     ('{"question": "q", "answer": NaN}', "is not a number (NaN)"),
     ('{"question": [], "answer": "1"}', "text or a list of messages"),
-    ('{"question": [{"role": "user"}], "answer": "1"}', "a message is {role, content}"),
+    ('{"question": [{"role": "user"}], "answer": "1"}', "neither 'content' nor 'tool_calls'"),
     ('{"question": [{"role": "user", "content": " "}], "answer": "1"}', "an empty prompt"),
     ('{"question": 3, "answer": "1"}', "text or a list of messages"),
 ]
@@ -302,3 +302,19 @@ def test_a_nested_column_may_be_stored_as_json_text(tmp_path):
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
     (task,) = load_tasks([tmp_path / "a.parquet"]).strict()
     assert task.answer == "4"
+
+
+def test_a_rows_tools_are_announced_with_it(tmp_path):
+    tool = {"name": "add", "description": "Adds.", "parameters": {}}
+    rows = [
+        {"question": [{"role": "user", "content": "?"}], "answer": "1", "tools": [tool]},
+        {"question": "?", "answer": "1", "tools": json.dumps([tool])},
+        {"question": "?", "answer": "1"},
+        {"question": "?", "answer": "1", "tools": [{"description": "nameless"}]},
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    loaded = read_tasks(file, QA)
+    announced = ({"type": "function", "function": tool},)
+    assert [task.tools for task in loaded.tasks] == [announced, announced, ()]
+    assert "tools[0] must be a function" in loaded.bad[0].reason

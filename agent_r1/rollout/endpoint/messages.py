@@ -1,4 +1,4 @@
-"""Messages of OpenAI's protocol: read, compared, rendered by the model's template.
+"""Messages of OpenAI's protocol, rendered by the model's template; its answers read.
 
 Two ways lead from messages to ids. The first request of a conversation is rendered whole.
 A request that goes on after an answer which this endpoint gave continues the very ids of
@@ -8,117 +8,17 @@ assistant's turn, and encoded by itself.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from agent_r1.errors import AgentR1Error, TemplateError
+from agent_r1.errors import MessageError, TemplateError
+from agent_r1.messages import Call, ChatMessage
 from agent_r1.rollout.codec import Codec, end_token_ids
 from agent_r1.tool.text import between, neutralise
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_ROLES = {"developer": "system", "function": "tool"}
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}answer\N{OBJECT REPLACEMENT CHARACTER}"
-
-
-class BadRequest(AgentR1Error):
-    """A request asks for something that is wrong or not supported; the message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A tool call of an assistant's message."""
-
-    name: str
-    arguments: Any
-    """As an object, or as text where it is no JSON."""
-
-    @property
-    def key(self) -> str:
-        return f"{self.name}({json.dumps(self.arguments, sort_keys=True)})"
-
-    @property
-    def text(self) -> str:
-        """As models of the Hermes format write it."""
-        call = {"name": self.name, "arguments": self.arguments}
-        return f"{_OPEN}\n{json.dumps(call, ensure_ascii=False)}\n{_CLOSE}"
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message, reduced to what a model sees of it."""
-
-    role: str
-    content: str
-    calls: tuple[Call, ...] = ()
-    name: str | None = None
-    call_id: str | None = None
-
-    @property
-    def key(self) -> tuple[str, ...]:
-        """Equal for messages that say the same.
-
-        Agents send answers back changed in ways that do not matter: spaces around the text,
-        other formatting of arguments, identifiers of calls.
-        """
-        return (self.role, self.content.strip(), *(call.key for call in self.calls))
-
-
-def read_messages(given: object) -> tuple[ChatMessage, ...]:
-    """The ``messages`` of a request. Raises :class:`BadRequest`."""
-    if not isinstance(given, list) or not given:
-        raise BadRequest("'messages' must be a list with at least one message")
-    return tuple(_read(message, i) for i, message in enumerate(given))
-
-
-def _read(message: object, i: int) -> ChatMessage:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise BadRequest(f"messages[{i}] must be an object with a 'role'")
-    role = _ROLES.get(message["role"], message["role"])
-    if role not in ("system", "user", "assistant", "tool"):
-        raise BadRequest(f"messages[{i}].role: {message['role']!r} is not supported")
-    calls = tuple(_read_call(call, i) for call in message.get("tool_calls") or ())
-    return ChatMessage(
-        role,
-        read_content(message.get("content"), f"messages[{i}].content"),
-        calls,
-        message.get("name"),
-        message.get("tool_call_id"),
-    )
-
-
-def read_content(content: object, where: str) -> str:
-    """Text, or text parts joined. Raises :class:`BadRequest` for images and the like."""
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise BadRequest(f"{where} must be text or a list of parts")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-        if kind not in ("text", "input_text", "output_text") or not isinstance(part["text"], str):
-            raise BadRequest(f"{where}: parts of type {kind!r} are not supported, only text")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _read_call(call: object, i: int) -> Call:
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise BadRequest(f"messages[{i}].tool_calls: each needs a 'function' with a 'name'")
-    return Call(function["name"], parsed_arguments(function.get("arguments") or {}))
-
-
-def parsed_arguments(given: Any) -> Any:
-    """Arguments as an object, where they are text that holds one."""
-    if isinstance(given, str):
-        with contextlib.suppress(ValueError):  # what a model wrote may be no JSON
-            return json.loads(given)
-    return given
 
 
 def read_reply(text: str, *, tools: bool) -> ChatMessage:
@@ -162,18 +62,19 @@ class ChatRenderer:
         self._control = tuple(token.content for token in known if token.special)
         self._announces = self._shows("tools")
         self._calls = self._shows("calls")
+        self._written: dict[tuple[str, str], bool] = {}
 
     def prompt(
         self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]
     ) -> tuple[int, ...]:
         """Ids of a conversation that the model is to go on with.
 
-        Raises :class:`BadRequest` if the template refuses it.
+        Raises :class:`MessageError` if the template refuses it.
         """
         try:
             text = self._text(messages, tools, go_on=True)
         except TemplateError as error:
-            raise BadRequest(str(error)) from error
+            raise MessageError(str(error)) from error
         return tuple(self._codec.tokenizer.encode(text, add_special_tokens=False))
 
     def extension(
@@ -236,11 +137,20 @@ class ChatRenderer:
     ) -> str:
         if tools and not self._announces:
             messages, tools = _announced(messages, tools), ()
-        listed = [self._as_dict(message) for message in messages]
+        listed = self._as_dicts(messages)
         return self._codec.template_text(listed, add_generation_prompt=go_on, tools=list(tools))
 
-    def _as_dict(self, message: ChatMessage) -> dict[str, Any]:
-        """The message as templates expect it; words of tools and users are made harmless."""
+    def _as_dicts(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+        """Messages as templates expect them; words of tools and users are made harmless.
+
+        Calls are numbered in the order in which they appear, because families disagree about
+        what an identifier may look like. A result without one belongs to the first call that
+        has none yet.
+        """
+        numbers = _Numbers()
+        return [self._as_dict(message, numbers) for message in messages]
+
+    def _as_dict(self, message: ChatMessage, numbers: _Numbers) -> dict[str, Any]:
         content = message.content
         if message.role in ("user", "tool"):
             content = neutralise(content, self._control)
@@ -248,20 +158,57 @@ class ChatRenderer:
             return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
         if not self._calls and message.calls:
             blocks = [content, *(call.text for call in message.calls)]
-            return {"role": message.role, "content": "\n".join(filter(None, blocks))}
+            content = "\n".join(filter(None, blocks))
         found: dict[str, Any] = {"role": message.role, "content": content}
-        if message.calls:
+        if message.reasoning is not None:
+            found["reasoning_content"] = message.reasoning
+        if message.calls and self._calls:
             found["tool_calls"] = [
                 {
                     "type": "function",
-                    "id": f"call{number:05d}",
+                    "id": numbers.made(call),
                     "function": {"name": call.name, "arguments": call.arguments},
                 }
-                for number, call in enumerate(message.calls)
+                for call in message.calls
             ]
         if message.role == "tool":
-            found |= {"name": message.name or "tool", "tool_call_id": "call00000"}
+            number, name = numbers.answered(message)
+            found |= {"name": name, "tool_call_id": number}
+        elif message.name is not None:
+            found["name"] = message.name
         return found
+
+    def check(self, messages: Sequence[ChatMessage]) -> None:
+        """Raises :class:`MessageError` where the template does not write a field of these.
+
+        Names and identifiers of tools' messages are links, which templates need not write.
+        """
+        for i, message in enumerate(messages):
+            fields = {"reasoning_content": message.reasoning}
+            if message.role != "tool":
+                fields["name"] = message.name
+            for field, value in fields.items():
+                if value is not None and not self._writes_cached(field, message.role):
+                    raise MessageError(
+                        f"messages[{i}].{field} would be lost: this model's chat template does not "
+                        f"write it in a message of role {message.role!r}. Put what it says into "
+                        "'content', remove it, or give a template that writes it "
+                        "(actor_rollout_ref.model.custom_chat_template)"
+                    )
+
+    def _writes_cached(self, field: str, role: str) -> bool:
+        if (field, role) not in self._written:
+            self._written[field, role] = self._writes(field, role)
+        return self._written[field, role]
+
+    def _writes(self, field: str, role: str) -> bool:
+        probe = {"role": role, "content": "?", field: "probe_of_the_template"}
+        messages = [{"role": "user", "content": "?"}, probe] if role == "assistant" else [probe]
+        try:
+            text = self._codec.template_text(messages, add_generation_prompt=False)
+        except TemplateError:
+            return False
+        return "probe_of_the_template" in text
 
     def _shows(self, what: str) -> bool:
         """Whether the template writes announced tools, or an assistant's calls, at all."""
@@ -279,6 +226,32 @@ class ChatRenderer:
         except TemplateError:
             return False
         return "probe_of_the_template" in text
+
+
+class _Numbers:
+    """Identifiers of the calls of one conversation, as all templates take them."""
+
+    def __init__(self) -> None:
+        self._given: list[tuple[str | None, str]] = []  # identifier and name of each call
+        self._answered: set[int] = set()
+
+    def made(self, call: Call) -> str:
+        self._given.append((call.id, call.name))
+        return _identifier(len(self._given) - 1)
+
+    def answered(self, result: ChatMessage) -> tuple[str, str]:
+        """Identifier and name of the call that a tool's message answers."""
+        known = [i for i, (name, _) in enumerate(self._given) if name and name == result.call_id]
+        waiting = (i for i in range(len(self._given)) if i not in self._answered)
+        number = known[-1] if known else next(waiting, len(self._given))
+        self._answered.add(number)
+        called = self._given[number][1] if number < len(self._given) else "tool"
+        return _identifier(number), result.name or called
+
+
+def _identifier(number: int) -> str:
+    """Nine letters and digits, which is what Mistral's templates insist on."""
+    return f"call{number:05d}"
 
 
 def _announced(

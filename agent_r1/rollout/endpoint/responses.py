@@ -13,8 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from agent_r1.rollout.endpoint.messages import (
-    BadRequest,
+from agent_r1.messages import (
     Call,
     ChatMessage,
     parsed_arguments,
@@ -22,7 +21,7 @@ from agent_r1.rollout.endpoint.messages import (
     read_messages,
 )
 from agent_r1.rollout.endpoint.session import Answer, Ask, Session, Tools
-from agent_r1.rollout.endpoint.wire import Request, number_in, usage_of
+from agent_r1.rollout.endpoint.wire import BadRequest, Request, number_in, usage_of
 from agent_r1.types import Finish
 
 

@@ -19,11 +19,11 @@ from typing import Any, TypeAlias
 
 import uvicorn
 
-from agent_r1.errors import ConfigError, EngineError
-from agent_r1.rollout.endpoint.messages import BadRequest
+from agent_r1.errors import ConfigError, EngineError, MessageError
 from agent_r1.rollout.endpoint.responses import as_response, read_response_request
 from agent_r1.rollout.endpoint.session import Answer, OnText, Session, SessionOver
 from agent_r1.rollout.endpoint.wire import (
+    BadRequest,
     EventStream,
     Request,
     as_json,
@@ -197,7 +197,7 @@ class Endpoint:
                 for task in (answering, hung_up):
                     task.cancel()
                 await asyncio.gather(answering, hung_up, return_exceptions=True)
-        except BadRequest as error:
+        except (BadRequest, MessageError) as error:
             await reply.error(400, str(error), "invalid_request_error")
         except SessionOver as error:
             code = (

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from agent_r1.errors import AgentR1Error, ContextExceeded, EngineError
+from agent_r1.messages import ChatMessage
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.endpoint.messages import ChatMessage, ChatRenderer
+from agent_r1.rollout.endpoint.messages import ChatRenderer
 from agent_r1.rollout.engine import Engine, StreamingEngine
 from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.rollout.stream import TextStream
@@ -122,7 +123,7 @@ class Session:
         """Answer a chat. ``on_text`` sees the answer's content as it is sampled.
 
         Raises:
-            BadRequest: the template refuses the messages.
+            MessageError: the template refuses the messages.
             SessionOver: a limit of the trajectory is used up.
             EngineError: the engine failed, which fails the trajectory.
         """

@@ -9,10 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agent_r1.errors import AgentR1Error
+from agent_r1.messages import Call, ChatMessage, read_messages
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.endpoint.messages import BadRequest, Call, ChatMessage, read_messages
 from agent_r1.rollout.endpoint.session import Answer, Ask, Tools
 from agent_r1.types import Finish
+
+
+class BadRequest(AgentR1Error):
+    """A request asks for something that is wrong or not supported; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class AgentCall:
             "id": self.task.id,
             "messages": self.messages,
             "text": self.text,
+            "tools": [dict(tool) for tool in self.task.tools],
             "extra": dict(self.task.extra),
             "trajectory_id": self.trajectory_id,
             "seed": self.seed,
