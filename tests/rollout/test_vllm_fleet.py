@@ -277,6 +277,29 @@ def test_a_server_that_does_not_tell_versions_is_refused(tmp_path):
     run(engine, body())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64"])
+def test_weights_are_written_as_the_library_reads_them_also_over_an_older_file(tmp_path, dtype):
+    import torch
+    from safetensors import safe_open
+
+    from agent_r1.rollout.engines.vllm_weights import write_safetensors
+
+    path = tmp_path / "w.safetensors"
+    for size in (7, 3):  # the second file is shorter than the first
+        tensors = {
+            "a.weight": torch.randn(size, 5).to(getattr(torch, dtype)),
+            "scalar": torch.tensor(size),
+            "empty": torch.zeros(0, 4),
+        }
+        write_safetensors(path, tensors, {"k": "v"})
+        with safe_open(path, framework="pt") as file:
+            assert file.metadata() == {"k": "v"}
+            assert set(file.keys()) == set(tensors)
+            for name, tensor in tensors.items():
+                found = file.get_tensor(name)
+                assert found.dtype == tensor.dtype and torch.equal(found, tensor)
+
+
 def test_where_adapters_are_trained_only_they_are_sent(tmp_path):
     pytest.importorskip("peft")
     import torch

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
     from agent_r1.models.lora import Adapter
 
 _MEMORY = Path("/dev/shm")
+_BASE = "base"
+_TYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +66,8 @@ class FileSender:
         self._chosen = folder
         self._folder: Path | None = None
         self._base: Path | None = None
+        self._spare: Path | None = None
+        """A file that nobody reads any more, to be written over."""
         self.current: Parcel | None = None
 
     def pack(self, source: WeightSource, version: int) -> Parcel:
@@ -62,7 +79,7 @@ class FileSender:
         size = 0
         if self._base is None:
             assert isinstance(source, AdapterSource)
-            self._base, size = self._write("base", source.base(), {})
+            self._base, size = self._write(_BASE, source.base(), {})
         scales = json.dumps({name: adapter.scale for name, adapter in adapters.items()})
         path, more = self._write(f"version-{version}", _halves(adapters), {"scales": scales})
         return Parcel(version, path, size + more, self._base)
@@ -70,12 +87,17 @@ class FileSender:
     def keep(self, parcel: Parcel) -> None:
         """This one is served from now on; the one before goes."""
         if self.current is not None and self.current.path != parcel.path:
-            self.current.path.unlink(missing_ok=True)
+            self._retire(self.current)
         self.current = parcel
 
     def discard(self, parcel: Parcel) -> None:
         if parcel != self.current:
-            parcel.path.unlink(missing_ok=True)
+            self._retire(parcel)
+
+    def _retire(self, parcel: Parcel) -> None:
+        if self._spare is not None:
+            self._spare.unlink(missing_ok=True)
+        self._spare = parcel.path.rename(parcel.path.with_name("spare"))
 
     def close(self) -> None:
         if self._folder is not None:
@@ -85,14 +107,15 @@ class FileSender:
         self, name: str, weights: Iterable[tuple[str, Tensor]], metadata: dict[str, str]
     ) -> tuple[Path, int]:
         """Where the file is, and the bytes of its tensors."""
-        from safetensors.torch import save_file
-
         tensors = {n: t.detach().to("cpu").contiguous() for n, t in weights}
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        size = sum(tensor.nbytes for tensor in tensors.values())
         path = self._place(size) / f"{name}.safetensors"
         try:
-            save_file(tensors, path, metadata)
-        except Exception as error:  # safetensors reports a full disk with a type of its own
+            if self._spare is not None and name != _BASE:
+                self._spare.replace(path)
+                self._spare = None
+            write_safetensors(path, tensors, metadata)
+        except OSError as error:
             path.unlink(missing_ok=True)
             raise EngineError(f"the weights cannot be written to {path}: {error}") from error
         return path, size
@@ -105,6 +128,28 @@ class FileSender:
                 parent = _MEMORY if shutil.disk_usage(_MEMORY).free > 2.5 * size else None
             self._folder = Path(tempfile.mkdtemp(prefix="agent-r1-weights-", dir=parent))
         return self._folder
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """The file format of safetensors, over what is there: no page has to be found anew.
+
+    The library's own function copies every tensor once more and writes new files only.
+    Tensors are contiguous and on the CPU. Raises :class:`OSError`.
+    """
+    import torch
+
+    offset, header = 0, {"__metadata__": metadata} if metadata else {}
+    for name, tensor in tensors.items():
+        entry = {"dtype": _TYPES[str(tensor.dtype)], "shape": list(tensor.shape)}
+        header[name] = entry | {"data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        file.truncate()
 
 
 def _halves(adapters: Mapping[str, Adapter]) -> Iterable[tuple[str, Tensor]]:
