@@ -37,7 +37,14 @@ class NoToolEnv(BaseToolEnv):
 
 
 def direct_success(config: Config, policy: Path, tasks: Sequence[Task]) -> float:
-    """Share of ``tasks`` that the model in the folder ``policy`` answers without a tool."""
+    """Share of ``tasks`` that the model in the folder ``policy`` answers without a tool.
+
+    By the embedded engine, whatever engine the run has: a server would have to be started.
+    """
+    roles = config.actor_rollout_ref
+    rollout = roles.rollout.model_copy(update={"name": "embedded"})
+    roles = roles.model_copy(update={"rollout": rollout})
+    config = config.model_copy(update={"actor_rollout_ref": roles})
     codec = Codec(load_tokenizer(policy))
     model = load_model(policy, device=pick_device(config.trainer.device))
     engine = build_engine(config, model, codec.tokenizer)

@@ -19,7 +19,7 @@ from agent_r1.testing import byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.types import Finish, Outcome, Reward, SamplingParams, Task
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 PROMPT = list(b"What is 3 times 4? ")
 

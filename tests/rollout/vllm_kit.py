@@ -88,7 +88,7 @@ def logprobs_by(model, prompt, completion):
     return [logp[start + i, token].item() for i, token in enumerate(completion.token_ids)]
 
 
-def run(body, timeout=300):
+def run(body, timeout=800):
     async def bounded():
         return await asyncio.wait_for(body, timeout)
 

@@ -15,7 +15,7 @@ from agent_r1.cli import cli
 from agent_r1.monitor.records import load_trajectories
 from agent_r1.testing import byte_tokenizer, tiny_model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
 ENVIRONMENT = """
 from agent_r1.tool.base import BaseToolEnv
