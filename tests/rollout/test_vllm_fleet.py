@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+import torch
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
@@ -67,8 +68,6 @@ class Script:
 
 class Weights:
     def __init__(self):
-        import torch
-
         self.tensors = {"a": torch.arange(4.0)}
 
     def parameters(self):
@@ -279,7 +278,6 @@ def test_a_server_that_does_not_tell_versions_is_refused(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64"])
 def test_weights_are_written_as_the_library_reads_them_also_over_an_older_file(tmp_path, dtype):
-    import torch
     from safetensors import safe_open
 
     from agent_r1.rollout.engines.vllm_weights import write_safetensors
@@ -302,8 +300,6 @@ def test_weights_are_written_as_the_library_reads_them_also_over_an_older_file(t
 
 def test_where_adapters_are_trained_only_they_are_sent(tmp_path):
     pytest.importorskip("peft")
-    import torch
-
     from agent_r1.models.lora import add_lora, lora_layers
     from agent_r1.models.weights import ModuleWeights
     from agent_r1.rollout.engines.vllm_plugin import FileUpdate

@@ -138,7 +138,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     """
     import torch
 
-    offset, header = 0, {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     for name, tensor in tensors.items():
         entry = {"dtype": _TYPES[str(tensor.dtype)], "shape": list(tensor.shape)}
         header[name] = entry | {"data_offsets": [offset, offset + tensor.nbytes]}
@@ -148,7 +149,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     with path.open("r+b" if path.exists() else "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+            file.write(tensor.flatten().view(torch.uint8).numpy().data)
         file.truncate()
 
 
