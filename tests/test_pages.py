@@ -13,6 +13,7 @@ PAGES = {
     "tools.md": (),
     "mcp.md": ("mcp",),
     "search.md": ("bm25s",),
+    "rewards.md": (),
     "agents.md": ("openai", "smolagents"),
 }
 """Pages below ``docs/``, and the optional packages that each needs."""

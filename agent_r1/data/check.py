@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from agent_r1.config.task import DataConfig, RewardConfig
 from agent_r1.data.sources import load_configured
 from agent_r1.errors import RewardError
-from agent_r1.reward.grader import Grader
+from agent_r1.reward.sums import make_grader
 from agent_r1.types import Completion, Finish, Outcome, Task, Trajectory, Turn
 
 _SHOWN = 20
@@ -24,7 +24,8 @@ def check_answers(data: DataConfig, reward: RewardConfig, split: str, seed: int)
     """
     loaded = load_configured(data, split, seed)
     problems: list[str] = []
-    with Grader(reward.name, timeout_s=reward.timeout_s, options=dict(reward.kwargs)) as grader:
+    options = dict(reward.kwargs)
+    with make_grader(reward.name, timeout_s=reward.timeout_s, options=options) as grader:
         for task in loaded.tasks:
             try:
                 graded = grader.score(_answering(task))

@@ -63,6 +63,7 @@ REWARDS: Registry[Callable[..., Any]] = Registry(
         "tool_use": "agent_r1.reward.builtin:tool_use",
         "agent": "agent_r1.reward.agent:agent",
         "environment": "agent_r1.reward.agent:environment",
+        "judge": "agent_r1.reward.judge:judge",
         "qa_em": "agent_r1.reward.qa:qa_em",
         "qa_f1": "agent_r1.reward.qa:qa_f1",
         "weighted_sum": "agent_r1.reward.builtin:weighted_sum",
@@ -125,6 +126,15 @@ def with_options(
                     f"the reward {name!r} takes no {option!r}{nearest(option, known)}; it takes: "
                     f"{', '.join(known) or 'no options'}"
                 )
+    missing = [
+        p.name
+        for p in parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in options
+    ]
+    if missing:
+        raise ConfigError(
+            f"the reward {name!r} needs {' and '.join(missing)}: set reward.kwargs.{missing[0]}"
+        )
     if set(COMPUTE_SCORE[1:3]) <= set(parameters):
         return from_compute_score(fn, **options)
     return functools.partial(fn, **options) if options else fn

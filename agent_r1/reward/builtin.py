@@ -8,6 +8,8 @@ may be a string, a number, or a list of acceptable ones; a string that contains 
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -181,15 +183,32 @@ def weighted_sum(trajectory: Trajectory, *, rewards: Mapping[str, Any]) -> Rewar
     Parts are gathered; the unweighted value of each ingredient is added under its name.
     Per-turn rewards are weighted and summed.
     """
+    found = []
+    for name, (weight, options) in ingredients(rewards).items():
+        raw = make_reward(name, **options)(trajectory)
+        if inspect.iscoroutine(raw):  # here in a process of its own; see SumGrader
+            raw = asyncio.run(raw)
+        found.append((name, weight, normalise_reward(raw, name)))
+    return summed(found)
+
+
+def ingredients(rewards: Mapping[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
+    """Weight and options of each reward of a sum. Raises :class:`ConfigError` for none."""
     if not rewards:
         raise ConfigError("weighted_sum needs 'rewards', for example {math: 1.0, format: 0.1}")
+    found = {}
+    for name, setting in rewards.items():
+        options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
+        found[name] = (float(options.pop("weight", 1.0)), options)
+    return found
+
+
+def summed(rewards: Iterable[tuple[str, float, Reward]]) -> Reward:
+    """The sum of ``(name, weight, reward)``, parts and per-turn rewards included."""
     value = 0.0
     parts: dict[str, float] = {}
     per_turn: list[float] | None = None
-    for name, setting in rewards.items():
-        options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
-        weight = float(options.pop("weight", 1.0))
-        one = normalise_reward(make_reward(name, **options)(trajectory), name)
+    for name, weight, one in rewards:
         value += weight * one.value
         parts |= {**one.parts, _short(name): one.value}
         if one.per_turn is not None:

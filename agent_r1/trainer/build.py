@@ -26,6 +26,7 @@ from agent_r1.models.lora import add_lora
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
 from agent_r1.reward.grader import Grader
+from agent_r1.reward.sums import make_grader
 from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec, open_codec
 from agent_r1.rollout.context import ContextWriter, announced
@@ -166,7 +167,8 @@ def open_tool_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[
 @contextmanager
 def open_grader(reward: RewardConfig) -> Iterator[Grader]:
     """The configured reward, bounded in time."""
-    with Grader(reward.name, timeout_s=reward.timeout_s, options=dict(reward.kwargs)) as grader:
+    options = dict(reward.kwargs)
+    with make_grader(reward.name, timeout_s=reward.timeout_s, options=options) as grader:
         yield grader
 
 
