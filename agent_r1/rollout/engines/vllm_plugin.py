@@ -119,7 +119,7 @@ def _prepare_tied(model: Any) -> None:
     seen: set[int] = set()
     for layer in model.modules():
         weight = getattr(layer, "_parameters", {}).get("weight")
-        method = getattr(layer, "quant_method", None)
+        method: Any = getattr(layer, "quant_method", None)
         if id(weight) in seen and hasattr(method, "process_weights_after_loading"):
             method.process_weights_after_loading(layer)
         if weight is not None:
