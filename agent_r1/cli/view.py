@@ -1,4 +1,4 @@
-"""``agent-r1 view``: trajectories as a page."""
+"""``agent-r1 view``: runs and trajectories in a browser, or as one page."""
 
 from __future__ import annotations
 
@@ -11,74 +11,91 @@ from agent_r1.cli.base import ExampleCommand, newest_checkpoint, say
 from agent_r1.errors import AgentR1Error, ConfigError
 from agent_r1.types import Outcome
 
+_DEFAULT = Path("runs")
+
 
 @click.command(
     cls=ExampleCommand,
     examples="""
-agent-r1 view runs/my/run
-agent-r1 view runs/my/run --step 40 --wrong --out wrong.html
+agent-r1 view                                  every run below runs/
+agent-r1 view runs/my/run runs/my/other --no-browser --port 8700
 agent-r1 view eval/ --tokenizer ./model
+agent-r1 view runs/my/run --export wrong.html --step 40 --wrong
 """,
 )
-@click.argument("source", type=click.Path(path_type=Path, exists=True))
-@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: in the folder]")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option(
-    "--most", type=click.IntRange(min=1), default=200, show_default=True, help="Only the last ones."
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: a free one]"
 )
-@click.option("--step", type=int, help="Of this step only.")
-@click.option("--split", type=click.Choice(["train", "val"]), help="Of this split only.")
-@click.option(
-    "--outcome", type=click.Choice([o.value for o in Outcome]), help="Of this outcome only."
-)
-@click.option("--wrong", is_flag=True, help="Only those with a reward of 0 or less.")
+@click.option("--no-browser", is_flag=True, help="Print the address and open nothing.")
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path, exists=True),
     help="Model folder, to show single tokens.  [default: the run's]",
 )
-def view(source: Path, out: Path | None, most: int, tokenizer: Path | None, **chosen: Any) -> None:
-    """Show the last trajectories of a run or an evaluation on one page.
+@click.option(
+    "--export",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write trajectories of one run as a page that needs no server.",
+)
+@click.option(
+    "--most",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Export the last ones only.",
+)
+@click.option("--step", type=int, help="Export this step only.")
+@click.option("--split", type=click.Choice(["train", "val"]), help="Export this split only.")
+@click.option(
+    "--outcome", type=click.Choice([o.value for o in Outcome]), help="Export this outcome only."
+)
+@click.option("--wrong", is_flag=True, help="Export those with a reward of 0 or less.")
+def view(
+    runs: tuple[Path, ...],
+    port: int,
+    no_browser: bool,
+    tokenizer: Path | None,
+    export: Path | None,
+    most: int,
+    **chosen: Any,
+) -> None:
+    """Look at runs, while they train and afterwards.
 
-    The page is a file without any network: what the model wrote, token by token with its
-    probability, what the environment answered, outcome and reward.
+    RUNS are folders of runs, of evaluations, or folders above them. The address is on this
+    machine's loopback interface and carries a token; nothing is sent anywhere.
     """
-    from agent_r1.viewer import PAGE_FILE, Choice, write_page
+    if export is not None:
+        _export(runs, export, tokenizer, most, chosen)
+        return
+    if any(chosen.values()):
+        given = ", ".join(f"--{name}" for name, value in chosen.items() if value)
+        raise ConfigError(f"{given} choose what --export FILE writes; give that as well")
+    from agent_r1.viewer.server import serve
 
+    if not runs and not _DEFAULT.is_dir():
+        raise ConfigError("there is no folder runs/ here; say which run to look at")
+    serve(
+        runs or (_DEFAULT,),
+        port=port,
+        browser=not no_browser,
+        tokenizer=tokenizer,
+        ready=lambda address: click.echo(f"{address}\n(Ctrl-C to stop)"),
+    )
+
+
+def _export(
+    runs: tuple[Path, ...], target: Path, tokenizer: Path | None, most: int, chosen: dict[str, Any]
+) -> None:
+    from agent_r1.viewer import Choice, write_page
+
+    if len(runs) != 1:
+        raise ConfigError("--export writes the page of one run; give its folder")
+    (source,) = runs
     folder = source if source.is_dir() else source.parent
-    target = out or folder / PAGE_FILE
     count = write_page(source, target, Choice(most, **chosen), _tokenizer(folder, tokenizer))
     click.echo(f"{count} trajectories → {target}")
-
-
-@click.command(
-    "export-trajectories",
-    cls=ExampleCommand,
-    examples="""
-agent-r1 export-trajectories runs/my/run > trajectories.jsonl
-agent-r1 export-trajectories runs/my/run --split val | jq .outcome
-agent-r1 export-trajectories runs/my/run --out trajectories.jsonl
-""",
-)
-@click.argument("source", type=click.Path(path_type=Path, exists=True))
-@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: standard output]")
-@click.option("--step", type=int, help="Of this step only.")
-@click.option("--split", type=click.Choice(["train", "val"]), help="Of this split only.")
-def export_trajectories(
-    source: Path, out: Path | None, step: int | None, split: str | None
-) -> None:
-    """Write the trajectories of a run or an evaluation as lines of JSON.
-
-    Each line is a whole trajectory, as agent_r1/monitor/records.py describes it.
-    """
-    from agent_r1.monitor.jsonl import encode
-    from agent_r1.monitor.records import read_records
-
-    if out is not None and out.exists():
-        raise ConfigError(f"{out} exists already; name another file or remove it")
-    with click.open_file(str(out or "-"), "wb") as file:
-        for record in read_records(source):
-            if step in (None, record["step"]) and split in (None, record["split"]):
-                file.write(encode(record) + b"\n")
 
 
 def _tokenizer(folder: Path, given: Path | None) -> Any:

@@ -27,7 +27,7 @@ from agent_r1.data.sources_files import read_rows
 from agent_r1.data.trace_forms import messages_of, needs_template, split_inline, tools_of
 from agent_r1.errors import DataError
 from agent_r1.registry import Registry
-from agent_r1.types import Message
+from agent_r1.types import Message, Trajectory
 
 
 class Author(StrEnum):
@@ -87,12 +87,27 @@ def tool(text: str) -> Segment:
     return Segment(Author.TOOL, text)
 
 
+def trace_of(trajectory: Trajectory) -> Trace:
+    """What the model and the tools wrote in a trajectory, as something to learn from.
+
+    Raises:
+        DataError: the trajectory has no turn.
+    """
+    segments: list[Segment] = []
+    for turn in trajectory.turns[:-1]:
+        segments.append(model(turn.text))
+        if turn.observation_text:
+            segments.append(tool(turn.observation_text))
+    segments += [model(trajectory.final_text)] if trajectory.turns else []
+    return Trace(trajectory.task.prompt, tuple(segments), trajectory.task.data_source)
+
+
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> int:
     """Write one JSON object a line; returns how many."""
     count = 0
     with Path(path).open("w", encoding="utf-8") as file:
         for trace in traces:
-            file.write(json.dumps(_as_row(trace), ensure_ascii=False) + "\n")
+            file.write(json.dumps(as_row(trace), ensure_ascii=False) + "\n")
             count += 1
     return count
 
@@ -183,7 +198,8 @@ def _from_messages(
     )
 
 
-def _as_row(trace: Trace) -> dict[str, Any]:
+def as_row(trace: Trace) -> dict[str, Any]:
+    """The JSON object that stands for a trace in a file."""
     prompt = trace.prompt if isinstance(trace.prompt, str) else [dict(m) for m in trace.prompt]
     segments = [{"role": str(part.author), "text": part.text} for part in trace.segments]
     if trace.chat:

@@ -6,13 +6,11 @@
     run.json            versions, revision, seeds, hardware, command, sessions: where each
                         began and which settings it changed
     metrics.jsonl       one line per step
-    trajectories.arrows every trajectory (see monitor/arrows.py), or trajectories.jsonl with
-                        one line for each (see monitor/records.py)
-    index.sqlite        finds them (see monitor/index); made by whoever looks
+    trajectories.jsonl  one line per trajectory (see monitor/records.py)
     checkpoints/        written by trainer/checkpoint.py
     curve.png           drawn from metrics.jsonl
 
-Metrics and trajectories are cut back to the checkpoint's step on a resume, so that after it
+The two ``.jsonl`` files are cut back to the checkpoint's step on a resume, so that after it
 they hold what an uninterrupted run would have written.
 """
 
@@ -25,7 +23,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from uuid import uuid4
 
 from agent_r1.config.changes import Change
@@ -37,11 +35,11 @@ from agent_r1.monitor.health import HealthMonitor
 from agent_r1.monitor.jsonl import JsonlFile, json_number, read_jsonl
 from agent_r1.monitor.loggers import BackgroundLogger, RunInfo, make_loggers
 from agent_r1.monitor.provenance import now, provenance
-from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, Split, Stored
-from agent_r1.monitor.store import TrajectoryFile, open_trajectories
+from agent_r1.monitor.records import Split, encode_trajectory
 from agent_r1.types import Trajectory
 
 METRICS_FILE = "metrics.jsonl"
+TRAJECTORIES_FILE = "trajectories.jsonl"
 ARCHIVE_FOLDER = "earlier"
 
 
@@ -64,7 +62,6 @@ class RunFolder:
         experiment: str = "default",
         shown_generations: int = 0,
         changes: Sequence[Change] = (),
-        trajectory_file: Literal["arrow", "jsonl"] = "arrow",
     ) -> None:
         self.path = path
         self._changes = tuple(changes)
@@ -80,7 +77,7 @@ class RunFolder:
             self._record = _RunRecord(path / "run.json", seeds or {})
             (path / "config.yaml").write_text(to_yaml(config))
             self._metrics = JsonlFile(path / METRICS_FILE)
-            self._trajectories = open_trajectories(path, trajectory_file)
+            self._trajectories = JsonlFile(path / TRAJECTORIES_FILE)
         except OSError as error:
             raise ConfigError(
                 f"the run folder {path} cannot be written ({error.strerror}); set "
@@ -115,7 +112,6 @@ class RunFolder:
             experiment=trainer.experiment_name,
             shown_generations=getattr(trainer, "log_val_generations", 0),  # a cold start has none
             changes=changes,
-            trajectory_file=getattr(trainer, "trajectory_file", "arrow"),  # likewise
         )
 
     @property
@@ -194,16 +190,17 @@ class RunFolder:
         self.close("finished" if kind is None else "interrupted" if stopped else "failed")
 
     def _store(self, trajectories: Sequence[Trajectory], step: int, split: Split) -> None:
-        self._append(self._trajectories, [Stored(t, step, split) for t in trajectories])
+        lines = [encode_trajectory(t, step=step, split=split) for t in trajectories]
+        self._append(self._trajectories, lines)
 
-    def _append(self, file: JsonlFile | TrajectoryFile, records: Sequence[Any]) -> None:
+    def _append(self, file: JsonlFile, lines: Sequence[Any]) -> None:
         try:
-            file.append(records)
+            file.append(lines)
         except OSError as error:
             if file.path.name not in self._complaints:
                 self._complaints.add(file.path.name)
                 self.announce(
-                    f"{file.path} cannot be written ({error.strerror}): records are missing there. "
+                    f"{file.path} cannot be written ({error.strerror}): lines are missing there. "
                     "Training goes on; free some disk space."
                 )
 
@@ -213,8 +210,7 @@ def archive(folder: Path) -> Path | None:
     if not folder.is_dir():
         return None
     contents = [p for p in folder.iterdir() if p.name not in (ARCHIVE_FOLDER, ".lock")]
-    of_runs = (METRICS_FILE, TRAJECTORIES_FILE, ARROWS_FILE, "checkpoints")
-    if not any(path.name in of_runs for path in contents):
+    if not any(path.name in (METRICS_FILE, TRAJECTORIES_FILE, "checkpoints") for path in contents):
         return None
     os.close(_lock(folder))  # not while another process writes there
     number = 1

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from agent_r1.data.traces import Author, Segment, Trace
+from agent_r1.data.traces import Trace, trace_of
 from agent_r1.monitor.metrics import succeeded
 from agent_r1.types import Outcome, Trajectory
 
@@ -52,7 +52,7 @@ def harvest(trajectories: Iterable[Trajectory], choice: Choice) -> Harvest:
         counts[reason or "kept"] += 1
         if reason is None:
             texts[key].add(trajectory.transcript)
-            traces.append(_trace(trajectory))
+            traces.append(trace_of(trajectory))
     return Harvest(tuple(traces), len(tasks), dict(counts.most_common()))
 
 
@@ -75,13 +75,3 @@ def _repetition(trajectory: Trajectory, texts: set[str], choice: Choice) -> str 
     if trajectory.transcript in texts:
         return "the same as another"
     return "more than enough of its task" if len(texts) >= choice.per_task else None
-
-
-def _trace(trajectory: Trajectory) -> Trace:
-    segments: list[Segment] = []
-    for turn in trajectory.turns[:-1]:
-        segments.append(Segment(Author.MODEL, turn.text))
-        if turn.observation_text:
-            segments.append(Segment(Author.TOOL, turn.observation_text))
-    segments.append(Segment(Author.MODEL, trajectory.final_text))
-    return Trace(trajectory.task.prompt, tuple(segments), trajectory.task.data_source)

@@ -1,5 +1,8 @@
-"""A page that shows trajectories: what the model wrote, how sure it was, what tools answered."""
+"""What a run did, to look at: a web application, and one page as a file.
 
-from agent_r1.viewer.page import PAGE_FILE, Choice, write_page
+Importing the package imports neither; ``server`` needs Starlette and uvicorn.
+"""
 
-__all__ = ["PAGE_FILE", "Choice", "write_page"]
+from agent_r1.viewer.page import Choice, write_page
+
+__all__ = ["Choice", "write_page"]

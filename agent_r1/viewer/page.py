@@ -1,4 +1,4 @@
-"""One HTML file out of the trajectories of a run, complete in itself and without any network.
+"""One HTML file out of ``trajectories.jsonl``, complete in itself and without any network.
 
 The page carries its data as JSON and puts it on the screen as text only: what a model or a
 tool wrote is never read as markup.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,13 +17,12 @@ from typing import Any
 
 from agent_r1.errors import DataError
 from agent_r1.messages import in_words
-from agent_r1.monitor.records import StoredTrajectory, read_stored, trajectories_file
-from agent_r1.rollout.engines.embedded_stop import token_bytes
+from agent_r1.monitor.records import StoredTrajectory, read_stored
+from agent_r1.monitor.run import TRAJECTORIES_FILE
 from agent_r1.types import Completion, Trajectory, Turn
+from agent_r1.viewer.spelling import Spelling
 
-PAGE_FILE = "trajectories.html"
 _PLACE = "/*DATA*/"
-_LONGEST_CHARACTER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +55,7 @@ def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None
     Raises:
         DataError: there is no such file, it is damaged, or no trajectory fits ``choice``.
     """
-    file = trajectories_file(source)
+    file = source / TRAJECTORIES_FILE if source.is_dir() else source
     chosen: deque[StoredTrajectory] = deque(maxlen=choice.most)
     groups: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     for stored in read_stored(file):
@@ -66,12 +65,12 @@ def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None
             chosen.append(stored)
     if not chosen:
         raise DataError(f"no trajectory of {file} is what was asked for")
-    spelled = _spelling(tokenizer)
+    spelling = None if tokenizer is None else Spelling(tokenizer)
     data = {
         "title": str(file.parent.resolve().name),
-        "tokens": bool(spelled),
+        "tokens": spelling is not None,
         "trajectories": [
-            _shown(stored, groups[_group(stored)], spelled) for stored in reversed(chosen)
+            _shown(stored, groups[_group(stored)], spelling) for stored in reversed(chosen)
         ],
     }
     template = files("agent_r1.viewer").joinpath("page.html").read_text(encoding="utf-8")
@@ -85,14 +84,8 @@ def _group(stored: StoredTrajectory) -> tuple[str, int, str]:
     return stored.trajectory.group_id, stored.step, stored.split
 
 
-def _spelling(tokenizer: Any) -> Sequence[bytes]:
-    if tokenizer is None:
-        return ()
-    return token_bytes(tokenizer, max(tokenizer.get_vocab().values()) + 1)
-
-
 def _shown(
-    stored: StoredTrajectory, siblings: Sequence[float], spelled: Sequence[bytes]
+    stored: StoredTrajectory, siblings: Sequence[float], spelling: Spelling | None
 ) -> dict[str, Any]:
     trajectory = stored.trajectory
     reward, task = trajectory.reward, trajectory.task
@@ -109,7 +102,7 @@ def _shown(
         "source": task.data_source,
         "answer": str(task.answer),
         "prompt": _messages(trajectory),
-        "turns": [_turn(turn, spelled) for turn in trajectory.turns],
+        "turns": [_turn(turn, spelling) for turn in trajectory.turns],
     }
 
 
@@ -120,10 +113,10 @@ def _messages(trajectory: Trajectory) -> list[list[str]]:
     return [[str(message["role"]), in_words(message)] for message in prompt]
 
 
-def _turn(turn: Turn, spelled: Sequence[bytes]) -> dict[str, Any]:
+def _turn(turn: Turn, spelling: Spelling | None) -> dict[str, Any]:
     completion = turn.completion
     return {
-        "pieces": _pieces(turn, spelled),
+        "pieces": _pieces(turn, spelling),
         "length": completion.length,
         "finish": completion.finish.value,
         "stop": completion.stop,
@@ -140,34 +133,20 @@ def _versions(completion: Completion) -> str:
     return ", ".join([str(first), *(f"{version} from token {at}" for at, version in later)])
 
 
-def _pieces(turn: Turn, spelled: Sequence[bytes]) -> list[list[Any]]:
+def _pieces(turn: Turn, spelling: Spelling | None) -> list[list[Any]]:
     """``[text, log-probability]`` per token; the tokens of one character make one piece."""
     completion = turn.completion
-    known = bool(spelled) and completion.counted is None and completion.logprobs is not None
-    if not known or max(completion.token_ids, default=0) >= len(spelled):
+    logprobs = completion.logprobs
+    if (
+        spelling is None
+        or logprobs is None
+        or completion.counted is not None
+        or not spelling.knows(completion.token_ids)
+    ):
         return [[turn.text, None]]
     pieces: list[list[Any]] = []
-    held, total = b"", 0.0
-    for text, logprob in _spoken(completion.token_ids, completion.logprobs or (), spelled):
-        held, total = held + text, total + logprob
-        if _is_whole(held):
-            pieces.append([held.decode(errors="replace"), round(total, 3)])
-            held, total = b"", 0.0
-    return [*pieces, [held.decode(errors="replace"), round(total, 3)]] if held else pieces
-
-
-def _spoken(
-    ids: Iterable[int], logprobs: Iterable[float], spelled: Sequence[bytes]
-) -> Iterable[tuple[bytes, float]]:
-    return ((spelled[index], logprob) for index, logprob in zip(ids, logprobs, strict=True))
-
-
-def _is_whole(text: bytes) -> bool:
-    """Whether text ends with a character's end, or cannot become one any more."""
-    try:
-        text.decode()
-    except UnicodeDecodeError as error:
-        return error.reason != "unexpected end of data" or len(text) - error.start >= (
-            _LONGEST_CHARACTER
-        )
-    return True
+    at = 0
+    for text, count in spelling.pieces(completion.token_ids):
+        pieces.append([text, round(sum(logprobs[at : at + count]), 3)])
+        at += count
+    return pieces

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from agent_r1.cli import cli
-from agent_r1.errors import DataError
+from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.records import encode_trajectory
 from agent_r1.testing import byte_tokenizer, make_trajectory
@@ -149,12 +149,21 @@ def test_a_browser_shows_hostile_text_as_text(tmp_path):
 
 def test_the_command_finds_the_runs_tokenizer(tmp_path, capsys):
     folder = stored(tmp_path, [(0, "train", scored(["hello"], 1.0))])
-    cli.main(["view", str(folder)], standalone_mode=False)
+    out = tmp_path / "page.html"
+    cli.main(["view", str(folder), "--export", str(out)], standalone_mode=False)
     said = capsys.readouterr()
     assert "1 trajectories →" in said.out and "--tokenizer" in said.err
-    assert not read(tmp_path / "trajectories.html")["tokens"]
+    assert not read(out)["tokens"]
     policy = tmp_path / "checkpoints" / "step-000002" / "policy"
     byte_tokenizer().save_pretrained(policy)
-    out = tmp_path / "other.html"
-    cli.main(["view", str(folder), "--out", str(out), "--split", "train"], standalone_mode=False)
+    arguments = ["view", str(folder), "--export", str(out), "--split", "train"]
+    cli.main(arguments, standalone_mode=False)
     assert read(out)["tokens"] and not capsys.readouterr().err
+
+
+def test_choices_of_the_export_need_the_export(tmp_path):
+    folder = stored(tmp_path, [(0, "train", scored(["hello"], 1.0))])
+    with pytest.raises(ConfigError, match="--wrong"):
+        cli.main(["view", str(folder), "--wrong"], standalone_mode=False)
+    with pytest.raises(ConfigError, match="one run"):
+        cli.main(["view", "--export", str(tmp_path / "x.html")], standalone_mode=False)

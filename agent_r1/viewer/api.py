@@ -1,0 +1,262 @@
+"""What the page asks the server for: JSON over ``GET``, nothing that writes.
+
+Errors are ``{"error": sentence}`` with status 404 (no such run or trajectory) or 400.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from statistics import fmean, pstdev
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from agent_r1.errors import AgentR1Error, DataError
+from agent_r1.monitor.compare import seed_groups
+from agent_r1.monitor.query import Query, Row, as_json
+from agent_r1.viewer.catalog import Catalog
+from agent_r1.viewer.copying import copied
+from agent_r1.viewer.run_view import RunView
+from agent_r1.viewer.series import finite, series, wilson
+from agent_r1.viewer.shown import question_of, shown
+from agent_r1.viewer.spelling import SpellingOf
+
+MOST_ROWS = 500
+_GROUP_ROWS = 4096
+_QUESTIONS = 64
+"""Groups whose question is read from the record; the others show their task's name."""
+Handler = Callable[[Request], Any]
+
+
+class Api:
+    """The handlers, each a method of one address below ``/api``. Starlette runs them in threads."""
+
+    def __init__(self, catalog: Catalog, spellings: Callable[[RunView], SpellingOf]) -> None:
+        self._catalog = catalog
+        self._spellings = spellings
+
+    def routes(self) -> list[Route]:
+        handlers: dict[str, Handler] = {
+            "pulse": self.pulse,
+            "runs": self.runs,
+            "run": self.run,
+            "metrics": self.metrics,
+            "trajectories": self.trajectories,
+            "trajectory": self.trajectory,
+            "around": self.around,
+            "steps": self.steps,
+            "step": self.step,
+            "interval": self.interval,
+        }
+        made = [Route(f"/api/{name}", _answering(handler)) for name, handler in handlers.items()]
+        return [*made, Route("/api/copy", self.copy)]
+
+    def pulse(self, request: Request) -> Any:
+        """A mark for each run that changes when the run has written something."""
+        return {run.key: run.mark() for run in self._catalog.runs()}
+
+    def runs(self, request: Request) -> Any:
+        """The table of runs, with the settings in which they differ and groups of seeds."""
+        runs = self._catalog.runs()
+        settings = {run.key: run.settings() for run in runs}
+        groups = seed_groups([run.path for run in runs])
+        group_of = {path: label for label, paths in groups.items() for path in paths}
+        return {
+            "runs": [
+                {**run.summary(), "names": run.names(), "group": group_of[run.path]} for run in runs
+            ],
+            "differing": differing(settings),
+        }
+
+    def run(self, request: Request) -> Any:
+        run = self._run(request)
+        return {
+            "summary": run.summary(),
+            "names": run.names(),
+            "settings": run.settings(),
+            "record": run.record(),
+            "results": run.results(),
+        }
+
+    def metrics(self, request: Request) -> Any:
+        """``run`` and ``name``, both repeatable, give ``{run: {name: points}}``."""
+        names = request.query_params.getlist("name")
+        found = {}
+        for key in request.query_params.getlist("run"):
+            lines = self._catalog.run(key).metrics()
+            found[key] = {name: series(lines, name) for name in names}
+        return found
+
+    def trajectories(self, request: Request) -> Any:
+        """A page of rows, and how many there are of each source and environment."""
+        index = self._run(request).index()
+        query = query_of(request.query_params)
+        page = index.page(query)
+        every = Query()
+        return {
+            "total": page.total,
+            "pending": index.pending,
+            "rows": [as_json(row) for row in page.rows],
+            "counts": {field: index.counts(field, every) for field in ("source", "environment")},
+        }
+
+    def trajectory(self, request: Request) -> Any:
+        run, key = self._run(request), request.query_params.get("key", "")
+        index = run.index()
+        siblings = [as_json(row) for row in index.siblings(key)]
+        return shown(index.trajectory(key), self._spellings(run).get()) | {"siblings": siblings}
+
+    def around(self, request: Request) -> Any:
+        """The keys before and after one, in the order of a search."""
+        asked = request.query_params
+        keys = self._run(request).index().keys(query_of(asked))
+        try:
+            at = keys.index(asked.get("key", ""))
+        except ValueError:
+            return {"before": None, "next": None}
+        return {
+            "before": keys[at - 1] if at else None,
+            "next": keys[at + 1] if at + 1 < len(keys) else None,
+        }
+
+    def steps(self, request: Request) -> Any:
+        index = self._run(request).index()
+        found = {split: [as_json(s) for s in index.steps(split)] for split in ("train", "val")}
+        return found | {"pending": index.pending}
+
+    def step(self, request: Request) -> Any:
+        """Every trajectory of a step as rows by group, the groups with most spread first."""
+        asked = request.query_params
+        step = _integer(asked, "step")
+        split = asked.get("split") or "train"
+        query = Query(
+            split=split, step_from=step, step_to=step, descending=False, limit=_GROUP_ROWS
+        )
+        run = self._run(request)
+        page = run.index().page(query)
+        lines = [line for line in run.metrics() if line.get("step") == step]
+        groups = groups_of(page.rows)
+        for group in groups[:_QUESTIONS]:
+            group["question"] = question_of(run.index().trajectory(group["rows"][0]["key"]))
+        return {
+            "total": page.total,
+            "groups": groups,
+            "metrics": lines[-1] if lines else {},
+        }
+
+    def interval(self, request: Request) -> Any:
+        """The 95 % interval of a validated share at each step that has stored trajectories.
+
+        ``val-core/<source>/<part>/mean@<n>`` is measured on as many tasks as the source has
+        trajectories of the step, divided by ``n``.
+        """
+        run, name = self._run(request), request.query_params.get("name", "")
+        parts = re.fullmatch(r"val-core/(.+)/[^/]+/mean@(\d+)", name)
+        if parts is None or not run.has_trajectories:
+            return {"steps": [], "low": [], "high": []}
+        index, found = run.index(), []
+        for line in run.metrics():
+            share, step = line.get(name, -1.0), int(line["step"])
+            query = Query(split="val", source=parts[1], step_from=step, step_to=step, limit=0)
+            if 0 <= share <= 1 and (tasks := index.page(query).total // int(parts[2])):
+                found.append((step, *wilson(share, tasks)))
+        steps, low, high = zip(*found, strict=True) if found else ((), (), ())
+        return {"steps": steps, "low": low, "high": high}
+
+    def copy(self, request: Request) -> Response:
+        """``form`` is markdown, trace or test."""
+        asked = request.query_params
+        try:
+            record = self._run(request).index().trajectory(asked.get("key", ""))
+            return PlainTextResponse(copied(record, asked.get("form", "markdown")))
+        except AgentR1Error as error:
+            return PlainTextResponse(str(error), 404)
+
+    def _run(self, request: Request) -> RunView:
+        return self._catalog.run(request.query_params.get("run", ""))
+
+
+def _answering(handler: Handler) -> Callable[[Request], Response]:
+    def answer(request: Request) -> Response:
+        try:
+            return _json(handler(request))
+        except DataError as error:
+            return _json({"error": str(error)}, 404)
+        except AgentR1Error as error:
+            return _json({"error": str(error)}, 400)
+
+    return answer
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    text = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, default=str)
+    return Response(text, status, media_type="application/json")
+
+
+def query_of(asked: Mapping[str, str]) -> Query:
+    """A :class:`Query` from the text of an address; what it does not name is not asked.
+
+    Raises:
+        DataError: a number or a truth that cannot be read.
+    """
+    kinds = {field.name: str(field.type) for field in fields(Query)}
+    given: dict[str, Any] = {}
+    for name, text in asked.items():
+        kind = kinds.get(name)
+        if kind is None or text == "":
+            continue
+        given[name] = _read(name, kind, text)
+    given["limit"] = min(given.get("limit", 100), MOST_ROWS)
+    return Query(**given)
+
+
+def _read(name: str, kind: str, text: str) -> Any:
+    try:
+        if "bool" in kind:
+            return {"true": True, "false": False}[text]
+        if "int" in kind:
+            return int(text)
+        return float(text) if "float" in kind else text
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{name}={text!r} cannot be read as {kind}") from error
+
+
+def _integer(asked: Mapping[str, str], name: str) -> int:
+    value: int = _read(name, "int", asked.get(name, ""))
+    return value
+
+
+def differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Settings that have several values among the runs that know them: ``{key: {run: value}}``."""
+    different = {}
+    for name in sorted({name for found in settings.values() for name in found}):
+        values = {run: found[name] for run, found in settings.items() if name in found}
+        if len({json.dumps(value, sort_keys=True, default=str) for value in values.values()}) > 1:
+            different[name] = values
+    return different
+
+
+def groups_of(rows: tuple[Row, ...]) -> list[dict[str, Any]]:
+    """Siblings together, sorted by the spread of their rewards, then by their mean."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.group].append(row)
+    groups = []
+    for name, members in found.items():
+        rewards = [row.reward for row in members if row.reward is not None]
+        groups.append(
+            {
+                "group": name,
+                "task": members[0].task,
+                "mean": fmean(rewards) if rewards else None,
+                "spread": pstdev(rewards) if rewards else None,
+                "rows": [as_json(row) for row in members],
+            }
+        )
+    return sorted(groups, key=lambda g: (-(g["spread"] or 0.0), g["mean"] or 0.0, g["group"]))

@@ -1,0 +1,89 @@
+// What the server knows, as JSON. See agent_r1/viewer/api.py.
+import {createContext, useContext, useEffect, useState} from "./core.js";
+
+export async function get(name, params = {}) {
+  const answer = await fetch("api/" + name + search(params));
+  const body = await answer.json().catch(() => ({error: `the server answered ${answer.status}`}));
+  if (!answer.ok) throw new Error(body.error || `the server answered ${answer.status}`);
+  return body;
+}
+
+export async function getText(name, params) {
+  const answer = await fetch("api/" + name + search(params));
+  const text = await answer.text();
+  if (!answer.ok) throw new Error(text);
+  return text;
+}
+
+// A list gives its name several times.
+function search(params) {
+  const found = new URLSearchParams();
+  for (const [name, value] of Object.entries(params)) {
+    for (const each of [value].flat()) {
+      if (each !== undefined && each !== null && each !== "") found.append(name, each);
+    }
+  }
+  return "?" + found;
+}
+
+const PENDING_MS = 500;
+
+// {data, error}: the answer, and the one before while a new one is under way. `mark` asks anew
+// when it changes, and so does an answer that says that more is being read; without a name nothing
+// is asked.
+export function useData(name, params = {}, mark = "") {
+  const [state, setState] = useState({data: null, error: null, key: ""});
+  const key = name && JSON.stringify([name, params]);
+  useEffect(() => {
+    if (!name) return undefined;
+    let current = true, timer = 0;
+    const ask = () => get(name, params).then(
+      data => {
+        if (!current) return;
+        setState({data, error: null, key});
+        if (data.pending > 0) timer = setTimeout(ask, PENDING_MS);
+      },
+      error => current && setState(old => ({...old, error: error.message, key})),
+    );
+    ask();
+    return () => { current = false; clearTimeout(timer); };
+  }, [key, mark]);
+  return {...state, fresh: state.key === key};
+}
+
+// What every view gets: {runs, differing, pulse}.
+export const Shared = createContext(null);
+export const useShared = () => useContext(Shared);
+
+const PULSE_MS = 2000;
+
+// Asks for the runs' marks while the page is looked at, and for the runs when one has changed.
+export function useRuns() {
+  const [shared, setShared] = useState({runs: null, differing: {}, pulse: {}, error: null});
+  useEffect(() => {
+    let pulse = null, timer = 0, over = false;
+    async function beat() {
+      try {
+        const marks = await get("pulse");
+        const text = JSON.stringify(marks);
+        if (text !== pulse) {
+          const {runs, differing} = await get("runs");
+          pulse = text;
+          if (!over) setShared({runs, differing, pulse: marks, error: null});
+        } else if (!over) {
+          setShared(old => old.error ? {...old, error: null} : old);
+        }
+      } catch (error) {
+        if (!over) setShared(old => ({...old, error: "The server does not answer; is agent-r1 view still running?"}));
+      }
+      if (!over) timer = setTimeout(next, PULSE_MS);
+    }
+    function next() {
+      if (document.visibilityState === "visible") beat();
+      else timer = setTimeout(next, PULSE_MS);
+    }
+    beat();
+    return () => { over = true; clearTimeout(timer); };
+  }, []);
+  return shared;
+}

@@ -1,0 +1,73 @@
+// One turn: what the model wrote and what the environment answered.
+import {html, useMemo, useState} from "../lib/core.js";
+import {coloured} from "../lib/code.js";
+import {duration, number, plural} from "../lib/format.js";
+import {segments} from "../lib/segments.js";
+import {Text, named} from "../lib/text.js";
+import {MEASURES, most, shade} from "./measures.js";
+
+export function Turn({turn, number: index, first, tokens, measure, reward}) {
+  const worked = turn.calls.every(call => call.success);
+  const observed = tokens && turn.observed !== null ? turn.observed : turn.observation;
+  return html`
+    ${turn.begins && !first && html`<p class="edited">The environment edited the context here: a new training sample begins
+      ${turn.context_length ? ` with ${plural(turn.context_length, "token")}` : ""}.</p>
+      ${tokens && turn.context && html`<section class="said prompt"><h2 class="label">context</h2><${Text} text=${turn.context} class="text masked" most=${4000} /></section>`}`}
+    <section class="said model"><h2 class="label">turn ${index + 1}, the model <span>${plural(turn.length, "token")}</span><span>${ended(turn)}</span>
+      <span>policy ${versions(turn)}</span><span>${duration(turn.generate_seconds)}</span>${reward !== null && reward !== undefined && html`<span>reward ${number(reward)}</span>`}</h2>
+      ${tokens && turn.tokens ? html`<${Tokens} tokens=${turn.tokens} measure=${measure} />` : html`<${Written} text=${turn.text} />`}</section>
+    ${(observed || turn.calls.length > 0) && html`<section class=${"said tool" + (turn.calls.length ? worked ? " good" : " bad" : "")}>
+      <h2 class="label">the environment <span>${tokens ? `${plural(turn.observed_length, "token")}, masked` : plural(turn.observed_length, "token")}</span>
+        ${turn.calls.map(call => html`<span class=${call.success ? "" : "cut"}>call ${call.success ? "worked" : "failed"} in ${duration(call.seconds)}</span>`)}</h2>
+      <${Text} text=${observed} most=${8000} class=${tokens ? "text masked" : "text"} /></section>`}`;
+}
+
+const ended = turn => turn.finish === "stop" ? `stopped at ${turn.stop}` : turn.finish === "eos" ? "ended" : "cut by its length";
+
+function versions(turn) {
+  const [[, first], ...later] = turn.versions;
+  return [first, ...later.map(([at, version]) => `${version} from token ${at}`)].join(", ");
+}
+
+// Thinking is folded, code has colours, words are words.
+function Written({text}) {
+  const parts = useMemo(() => segments(text), [text]);
+  return html`<div class="written">${parts.map(part => html`<${Part} part=${part} />`)}</div>`;
+}
+
+function Part({part}) {
+  if (part.kind === "words") return html`<${Text} text=${part.text} />`;
+  const mark = text => html`<span class="mark"><bdi>${named(text)}</bdi></span>`;
+  if (part.kind === "thinking") {
+    return html`<details class="thinking"><summary>Thinking <small>${plural(part.text.length, "character")}${part.open ? ", not closed" : ""}</small></summary><${Text} text=${part.text} /></details>`;
+  }
+  if (part.kind === "answer") return html`<div class="answer">${mark(part.before)}<${Text} text=${part.text} />${mark(part.after)}</div>`;
+  return html`<div class="code" tabindex="0" role="group" aria-label=${part.kind === "call" ? "tool call" : "code"}>${mark(part.before.trimEnd())}<${Text} text=${part.text} draw=${shown => coloured(shown, part.language)} />${mark(part.after.trimStart())}</div>`;
+}
+
+const MOST_TOKENS = 4000;
+
+function Tokens({tokens, measure}) {
+  const [all, setAll] = useState(false);
+  const greatest = useMemo(() => most(measure, [{tokens}]), [tokens, measure]);
+  const drawn = useMemo(() => {
+    const made = [];
+    let at = 0;
+    for (const [text, count] of tokens.pieces.slice(0, all ? Infinity : MOST_TOKENS)) {
+      made.push(html`<span class=${shade(measure, tokens, at, greatest)} title=${told(tokens, at)}>${named(text)}</span>`);
+      at += count;
+    }
+    return made;
+  }, [tokens, measure, all]);
+  const hidden = tokens.pieces.length - MOST_TOKENS;
+  return html`<div class="text tokens" dir="auto"><bdi>${drawn}</bdi>${!all && hidden > 0 && html`<button class="more" onClick=${() => setAll(true)}>show ${number(hidden)} more tokens</button>`}</div>`;
+}
+
+function told(tokens, i) {
+  const lines = [`token ${i}`];
+  for (const {title, needs, value} of Object.values(MEASURES)) {
+    if (needs.every(need => tokens[need])) lines.push(`${title}: ${number(value(tokens, i))}`);
+  }
+  if (tokens.logprobs) lines.push(`log-probability: ${number(tokens.logprobs[i])}`);
+  return lines.join("\n");
+}

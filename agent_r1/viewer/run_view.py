@@ -1,0 +1,246 @@
+"""One run or evaluation as the application reads it: state, metrics, settings, findings."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from threading import Lock, Thread
+from typing import Any
+
+import yaml
+
+from agent_r1.monitor.health import findings
+from agent_r1.monitor.query import RunIndex
+from agent_r1.monitor.run import METRICS_FILE, TRAJECTORIES_FILE
+from agent_r1.viewer.growing import GrowingJsonl
+
+_QUIET_SECONDS = 600.0
+"""After so long without a step a run whose lock cannot be seen counts as stopped."""
+_RECENT = 20
+_VALIDATION = ("val-core/*accuracy/mean@*", "val-core/*reward/mean@*", "val-core/*")
+
+
+class RunView:
+    """Reads a folder; the index of its trajectories is all that it adds. Safe from threads."""
+
+    def __init__(self, key: str, path: Path) -> None:
+        self.key = key
+        self.path = path
+        self.label = path.name
+        self._metrics = GrowingJsonl(path / METRICS_FILE)
+        self._lock = Lock()
+        self._index: RunIndex | None = None
+        self._reader: Thread | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The steps' records, ``time`` included."""
+        return self._metrics.records()
+
+    def metrics(self) -> list[dict[str, float]]:
+        """The steps as ``load_metrics`` gives them."""
+        return [_numbers(line) for line in self.lines()]
+
+    def names(self) -> list[str]:
+        """Every metric that some step has."""
+        return sorted({name for line in self.lines() for name in line} - {"step", "time"})
+
+    def settings(self) -> dict[str, Any]:
+        """``config.yaml`` with dotted keys; empty where there is none."""
+        try:
+            found = yaml.load((self.path / "config.yaml").read_text(), yaml.CSafeLoader)
+        except (OSError, yaml.YAMLError):
+            return {}
+        return flat(found) if isinstance(found, dict) else {}
+
+    def record(self) -> dict[str, Any]:
+        """``run.json``: where the run came from. Empty where there is none."""
+        return _json_object(self.path / "run.json")
+
+    def results(self) -> Any:
+        """``results.json`` of an evaluation; None elsewhere."""
+        try:
+            return json.loads((self.path / "results.json").read_text())
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def has_trajectories(self) -> bool:
+        try:
+            return (self.path / TRAJECTORIES_FILE).stat().st_size > 0
+        except OSError:
+            return False
+
+    def index(self) -> RunIndex:
+        """The trajectories, with what was written until now."""
+        with self._lock:
+            if self._index is None:
+                self._index = RunIndex(self.path)
+            self._index.refresh()
+            if self._index.pending and not (self._reader and self._reader.is_alive()):
+                self._reader = Thread(target=self._read_on, args=(self._index,), daemon=True)
+                self._reader.start()
+            return self._index
+
+    def _read_on(self, index: RunIndex) -> None:
+        """Take in a large run while its reader looks at what is there already."""
+        before = -1
+        while index.pending and index.pending != before and index is self._index:
+            before = index.pending
+            index.refresh()
+            time.sleep(0.02)  # requests want the index as well
+
+    def close(self) -> None:
+        with self._lock:
+            index, self._index = self._index, None
+        if self._reader is not None:
+            self._reader.join()
+        if index is not None:
+            index.close()
+
+    def state(self) -> str:
+        """``training``, ``finished``, ``interrupted``, ``failed``, ``stopped`` or ``evaluation``.
+
+        A process that trains holds the folder's lock. Asking for the lock could keep a run
+        from starting, so the kernel's list of locks is read instead; where there is none, a
+        sitting without an end counts as training while steps keep coming.
+        """
+        if self.results() is not None:
+            return "evaluation"
+        held = _is_locked(self.path / ".lock")
+        if held:
+            return "training"
+        sittings = self.record().get("sessions") or [{}]
+        outcome = sittings[-1].get("outcome")
+        if outcome:
+            return str(outcome)
+        if held is None and self._silence() < _QUIET_SECONDS:
+            return "training"
+        return "stopped"
+
+    def _silence(self) -> float:
+        try:
+            return time.time() - (self.path / METRICS_FILE).stat().st_mtime
+        except OSError:
+            return math.inf
+
+    def mark(self) -> str:
+        """Changes whenever something was written that the application shows."""
+        stats = []
+        for name in (METRICS_FILE, TRAJECTORIES_FILE, "trajectories", "run.json", "results.json"):
+            try:
+                found = (self.path / name).stat()
+            except OSError:
+                stats.append("-")
+            else:
+                stats.append(f"{found.st_size:x}.{found.st_mtime_ns:x}")
+        return "/".join(stats)
+
+    def summary(self) -> dict[str, Any]:
+        """What the table of runs shows."""
+        lines, steps = self.lines(), self.metrics()
+        settings, state = self.settings(), self.state()
+        total = settings.get("trainer.total_training_steps")
+        step = int(steps[-1]["step"]) if steps else None
+        pace = pace_of(lines)
+        left = (total - step) * pace if total and step is not None and pace else None
+        return {
+            "key": self.key,
+            "label": self.label,
+            "path": str(self.path),
+            "state": state,
+            "step": step,
+            "total": total,
+            "reward": _last(steps, "critic/rewards/mean"),
+            "success": _last(steps, "rollout/success"),
+            "validation": last_matching(steps, _VALIDATION),
+            "loss": _last(steps, "train/loss"),
+            "created": self.record().get("created"),
+            "updated": lines[-1].get("time") if lines else None,
+            "pace": pace,
+            "left": left if state == "training" else None,
+            "findings": [
+                {"step": at, "check": f.check, "metric": f.metric, "sentence": f.sentence}
+                for at, f in findings(steps)
+            ],
+            "has_trajectories": self.has_trajectories,
+        }
+
+
+def pace_of(lines: Sequence[Mapping[str, Any]]) -> float | None:
+    """Seconds from one step to the next, the median of the last ones."""
+    times = [_time(line.get("time")) for line in lines[-_RECENT:]]
+    gaps = [b - a for a, b in pairwise(times) if a and b and b > a]
+    return median(gaps) if gaps else None
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys; lists stay whole."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def last_matching(
+    steps: Sequence[Mapping[str, float]], patterns: Sequence[str]
+) -> dict[str, Any] | None:
+    """The newest value of the first pattern that any step answers, with its name and step."""
+    for pattern in patterns:
+        wanted = re.compile(re.escape(pattern).replace(r"\*", ".*"))
+        for line in reversed(steps):
+            for name in line:
+                if wanted.fullmatch(name) and math.isfinite(line[name]):
+                    return {"name": name, "value": line[name], "step": int(line["step"])}
+    return None
+
+
+def _last(steps: Sequence[Mapping[str, float]], name: str) -> float | None:
+    values = (line[name] for line in reversed(steps) if name in line)
+    return next((value for value in values if math.isfinite(value)), None)
+
+
+def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name, value in line.items():
+        if name != "time":
+            try:
+                found[name] = float(value)
+            except (TypeError, ValueError):
+                continue
+    return found
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _time(text: Any) -> float | None:
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC).timestamp()
+    except ValueError:
+        return None
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether some process holds the file's lock; None where the kernel does not tell."""
+    try:
+        inode = os.stat(path).st_ino
+        held = Path("/proc/locks").read_text()
+    except OSError:
+        return None if path.exists() else False
+    return re.search(rf"FLOCK\s.*:{inode} ", held) is not None
