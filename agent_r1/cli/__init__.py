@@ -31,6 +31,7 @@ from agent_r1.cli.base import (
 )
 from agent_r1.cli.data import data
 from agent_r1.cli.doctor import doctor
+from agent_r1.cli.env import env
 from agent_r1.cli.model import convert, memory
 from agent_r1.cli.serve import serve as serve_policy
 from agent_r1.cli.view import view
@@ -201,6 +202,7 @@ def chat(
 
 cli.add_command(serve_policy)
 cli.add_command(data)
+cli.add_command(env)
 cli.add_command(convert)
 cli.add_command(memory)
 cli.add_command(doctor)

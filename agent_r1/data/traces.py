@@ -112,6 +112,12 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> int:
     return count
 
 
+def append_trace(path: str | Path, trace: Trace) -> None:
+    """Add one trace to a file, which is made if it is not there."""
+    with Path(path).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(as_row(trace), ensure_ascii=False) + "\n")
+
+
 def read_traces(path: str | Path) -> Iterator[Trace]:
     """Read a file of traces. Raises DataError that names file, row and field."""
     path = Path(path)

@@ -4,6 +4,7 @@ Nothing here patches anything: every stand-in implements the protocol of the rea
 """
 
 from agent_r1.testing.check_env import EnvReport, check_tool_env
+from agent_r1.testing.check_environment import check_environment
 from agent_r1.testing.engine import HANG, EngineCall, Reply, ScriptedEngine
 from agent_r1.testing.executor import FakeExecutor
 from agent_r1.testing.logger import MemoryLogger
@@ -20,6 +21,7 @@ __all__ = [
     "Reply",
     "ScriptedEngine",
     "byte_tokenizer",
+    "check_environment",
     "check_tool_env",
     "make_trajectory",
     "tiny_model",
