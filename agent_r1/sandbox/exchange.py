@@ -23,8 +23,9 @@ _CHUNK: Final = 65536
 _PIPE_CHUNKS: Final = 32
 _GRACE: Final = 5.0
 """Seconds past the wall clock after which init is taken for dead."""
-_CPU_TICK: Final = 0.1
-"""Seconds by which the kernel may send SIGXCPU before the accounts show the limit."""
+_CPU_SHARE: Final = 0.5
+"""Of the CPU limit, from which on SIGXCPU is taken for the kernel's. It counts whole ticks for
+that, and exactly in what it reports: on a busy machine 0.84 s of 1 s were seen."""
 _SEALS: Final = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _NO_MEMORY: Final = re.compile(
     r"^terminate called after throwing an instance of 'std::bad_alloc'$"
@@ -308,7 +309,7 @@ def judge(
         return RunStatus.OUTPUT_LIMIT, code
     if report.reason == messages.TIMED_OUT:
         return RunStatus.TIMEOUT, None
-    spent = report.cpu_seconds > cpu_limit - _CPU_TICK
+    spent = report.cpu_seconds > cpu_limit * _CPU_SHARE
     if code in (-signal.SIGXCPU, -signal.SIGKILL) and spent:
         return RunStatus.TIMEOUT, None
     if ran_out or report.reason == messages.MEMORY:

@@ -3,6 +3,7 @@
 import contextlib
 import marshal
 import os
+import signal
 import tempfile
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from scripted_executor import ScriptedExecutor
 
 from agent_r1.errors import SandboxError
-from agent_r1.sandbox import jupyter, wire
+from agent_r1.sandbox import exchange, jupyter, wire
 from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.embedded import EmbeddedExecutor
 from agent_r1.sandbox.guest import messages
@@ -156,3 +157,15 @@ def test_the_error_of_a_failed_collection_is_one(monkeypatch, executor):
     monkeypatch.setattr(messages, "unpack_files", lambda data, limit: None)
     with pytest.raises(SandboxError, match="could not be collected"):
         run(executor, "open('a', 'w')", fetch_files=("a",))
+
+
+def test_what_the_kernel_ends_for_its_cpu_time_is_a_timeout_whatever_the_accounts_say_exactly():
+    """Limits are counted in ticks, reports exactly: 0.84 s of 1 s were seen."""
+    for number, seconds, status in (
+        (signal.SIGXCPU, 0.84, RunStatus.TIMEOUT),
+        (signal.SIGKILL, 1.6, RunStatus.TIMEOUT),
+        (signal.SIGXCPU, 0.01, RunStatus.KILLED),
+        (signal.SIGKILL, 0.01, RunStatus.KILLED),
+    ):
+        report = messages.Report(messages.EXITED, False, int(number), 2.0, seconds)
+        assert exchange.judge(report, False, False, 1.0)[0] is status
