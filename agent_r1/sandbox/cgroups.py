@@ -165,6 +165,11 @@ class SlotGroup:
         self._memory = memory
         self._pids = pids
         self._limits = (0, 0)
+        name = "memory.events" if version == 2 else "memory.oom_control"
+        self._counts = -1  # asked at every run, so it is kept open
+        with contextlib.suppress(OSError):
+            self._counts = os.open(memory / name, os.O_RDONLY | os.O_CLOEXEC)
+        self._kills = 0
         self._kills = self._count_kills()
 
     def limit(self, memory_bytes: int, processes: int) -> None:
@@ -195,18 +200,22 @@ class SlotGroup:
                 file.write_text(total)
 
     def _count_kills(self) -> int:
-        name = "memory.events" if self._version == 2 else "memory.oom_control"
         with contextlib.suppress(OSError):
-            for line in (self._memory / name).read_text().splitlines():
-                key, _, value = line.partition(" ")
-                if key == "oom_kill":
-                    return int(value)
-        return 0
+            data = os.pread(self._counts, 4096, 0)
+            _, name, rest = data.rpartition(b"oom_kill ")
+            return int(rest.partition(b"\n")[0]) if name else 0
+        return self._kills
 
     def ran_out(self) -> bool:
         """Whether the kernel killed for memory since the last time this was asked."""
         before, self._kills = self._kills, self._count_kills()
         return self._kills > before
+
+    def forget(self) -> None:
+        """The slot has ended: nothing is counted any more."""
+        if self._counts >= 0:
+            os.close(self._counts)
+            self._counts = -1
 
     def close(self) -> bool:
         """Remove the slot's groups if they are empty by now."""

@@ -90,6 +90,8 @@ def _check_limits(limits: Limits) -> None:
 
 def _check_files(files: dict[str, bytes], file_bytes: int) -> None:
     """Whether the files can be placed: what fails later is taken for the sandbox's fault."""
+    if not files:
+        return
     for path in files:
         _check_name(path)
     folders = {str(parent) for path in files for parent in PurePosixPath(path).parents} - {"."}

@@ -83,6 +83,8 @@ class Slot:
     def close(self) -> None:
         """Hang up: init ends, and the kernel ends everything in its namespace."""
         self.channel.close()
+        if self.group is not None:
+            self.group.forget()
         self.tier.bury(self)
 
 

@@ -65,12 +65,6 @@ PROGRAMS: Final = (
         """,
         "(32, 32)\n",
     ),
-    prints(
-        "environment_by_file",
-        "its own environment is in `/proc/self`",
-        "print(b'PATH=' in open('/proc/self/environ', 'rb').read())",
-        "True\n",
-    ),
     prints("sync", "`sync` is done", "import os\nos.sync()\nprint('done')", "done\n"),
 )
 

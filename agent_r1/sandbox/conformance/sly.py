@@ -152,7 +152,25 @@ def _forged_timeout(executor: Executor) -> None:
     assert result.status is RunStatus.KILLED, describe(result)
 
 
+def _first_victim(executor: Executor) -> None:
+    code = "print(open('/proc/self/oom_score_adj').read(), end='')"
+    try:
+        for options in ({}, {"session": "victim"}):
+            result = run(executor, code, **options)
+            assert result.stdout == "1000\n", describe(result)
+        result = run(executor, "cat /proc/self/oom_score_adj", language="bash")
+        assert result.stdout == "1000\n", describe(result)
+    finally:
+        executor.close_session("victim")
+
+
 FORGERIES: Final = (
+    Case(
+        "first_victim",
+        "where the machine's memory ends a program is killed before anything else",
+        _first_victim,
+        _SESSIONS,
+    ),
     Case(
         "memory_kill_of_a_child",
         "what one program ran out of is not charged to the next",

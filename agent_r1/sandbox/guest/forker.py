@@ -26,6 +26,8 @@ _DEVICES: Final = tuple(f"/dev/{name}" for name in ("null", "zero", "full", "ran
 
 def prepare(place: Place) -> mmap.mmap:
     """What forker and init share; the page tells whether a child reached the program."""
+    if place.own_namespaces:
+        program.open_score()
     linux.drop_bounding_set()
     rules = None
     if place.readable is not None:
@@ -44,22 +46,31 @@ def serve(orders: socket.socket, started: mmap.mmap) -> NoReturn:
         data, descriptors = messages.receive(orders)
         if not data:
             os._exit(0)
+        marked = program.become_victim()
         child = linux.fork()
         if child == 0:
-            become_program(messages.Order.unpack(data), descriptors, started)
+            become_program(messages.Order.unpack(data), descriptors, started, marked=marked)
+        if marked:
+            program.be_no_victim()
         for descriptor in descriptors:
             os.close(descriptor)
         _, status, usage = os.wait4(child, 0)
         orders.send(ANSWER.pack(status, usage.ru_utime + usage.ru_stime))
 
 
-def become_program(order: messages.Order, descriptors: list[int], started: mmap.mmap) -> NoReturn:
-    """Descriptors: job, standard output and error, maybe input."""
+def become_program(
+    order: messages.Order, descriptors: list[int], started: mmap.mmap, *, marked: bool = False
+) -> NoReturn:
+    """Descriptors: job, standard output and error, maybe input.
+
+    ``marked``: it was forked as the process that is killed first where memory ends. That the
+    forker does, which for itself takes it back, costs a child nothing.
+    """
     try:
         job = program.read_job(descriptors[0])
         program.attach(descriptors, bool(order.flags & messages.STDIN))
         os.closerange(3, 64)
-        program.become(job, order.memory_bytes, started)
+        program.become(job, order.memory_bytes, started, marked=marked)
     except BaseException as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())
     os._exit(1)

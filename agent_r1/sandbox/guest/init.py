@@ -57,6 +57,7 @@ def main(
     started: mmap.mmap,
 ) -> NoReturn:
     """Serve the host on ``channel`` until it hangs up."""
+    program.forget_score()
     if place.own_namespaces:
         _mount_proc()
     else:

@@ -27,14 +27,6 @@ _FIXED: Final = {
     resource.RLIMIT_MSGQUEUE: 0,
     resource.RLIMIT_RTPRIO: 0,
 }
-_CHOSEN: Final = (
-    resource.RLIMIT_AS,
-    resource.RLIMIT_DATA,
-    resource.RLIMIT_NPROC,
-    resource.RLIMIT_FSIZE,
-    resource.RLIMIT_CPU,
-)
-_LIMITED: Final = (*_FIXED, *_CHOSEN)
 
 
 def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) -> None:
@@ -47,17 +39,17 @@ def prepare(box: str, user: int | None, rules: int | None, *, confined: bool) ->
         os.environ.update(HOME=_state["work"], TMPDIR=f"{box}/tmp")
     _state["others"] = _count_others(user, confined)
     python.prepare(_state["work"])
-    _state["hard"] = {kind: resource.getrlimit(kind)[1] for kind in _LIMITED}
     for kind, value in _FIXED.items():
         _hold(kind, value)
 
 
 def _hold(kind: int, value: int, more: int = 0) -> None:
     """Limit ourselves to ``value`` (and ``more`` beyond a warning), or to what we may have."""
-    hard = _state["hard"][kind]
-    if hard != resource.RLIM_INFINITY:
-        value, more = min(value, hard), min(more, max(0, hard - value))
-    resource.setrlimit(kind, (value, value + more))
+    try:
+        resource.setrlimit(kind, (value, value + more))
+    except ValueError:  # above what we were started with
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (min(value, hard), min(value + more, hard)))
 
 
 def _count_others(user: int | None, confined: bool) -> int:
@@ -90,9 +82,9 @@ def attach(descriptors: list[int], has_input: bool) -> None:
     os.dup2(descriptors[2], 2)
 
 
-def become(job: dict[str, Any], memory_bytes: int, started: mmap.mmap) -> NoReturn:
-    """Confine this process and run the job in it."""
-    confine(job, memory_bytes, started)
+def become(job: dict[str, Any], memory_bytes: int, started: mmap.mmap, *, marked: bool) -> NoReturn:
+    """Confine this process and run the job in it; ``marked``: as the first victim already."""
+    confine(job, memory_bytes, started, marked=marked)
     command = job.get("command")
     if command:
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -116,14 +108,22 @@ def _die_of_memory() -> None:
 
 
 def confine(
-    job: dict[str, Any], memory_bytes: int, started: mmap.mmap, *, cpu_limited: bool = True
+    job: dict[str, Any],
+    memory_bytes: int,
+    started: mmap.mmap,
+    *,
+    cpu_limited: bool = True,
+    marked: bool = False,
 ) -> None:
     """Drop every privilege, apply the limits, place the files, mark the page ``started``."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a slot's processes ignore
     threading.main_thread()._native_id = os.getpid()  # type: ignore[attr-defined]
     _limit(job, memory_bytes)
-    _be_the_first_victim()
+    if not marked:
+        open_score()
+        become_victim()
+        forget_score()
     if cpu_limited:
         _hold(resource.RLIMIT_CPU, job["cpu_seconds"], 1)
     _drop_privileges()
@@ -133,10 +133,36 @@ def confine(
     started.close()
 
 
-def _be_the_first_victim() -> None:
+def open_score() -> None:
+    """Keep open where this process says how soon it shall be killed for memory.
+
+    Children inherit what it says. A process that has changed its user is let in there only
+    while it is dumpable.
+    """
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)
+    with contextlib.suppress(OSError):
+        _state["score"] = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+
+
+def become_victim() -> bool:
     """When the machine runs out of memory the kernel shall not choose the trainer."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    score = _state.get("score")
+    if score is None:
+        return False
+    os.pwrite(score, b"1000", 0)
+    return True
+
+
+def be_no_victim() -> None:
+    """What was forked meanwhile stays one."""
+    os.pwrite(_state["score"], b"0", 0)
+
+
+def forget_score() -> None:
+    """In a process that was forked from the one that opened it."""
+    score = _state.pop("score", None)
+    if score is not None:
+        os.close(score)
 
 
 def _limit(job: dict[str, Any], memory_bytes: int) -> None:
@@ -163,7 +189,7 @@ def _drop_privileges(*, dumpable: bool = True) -> None:
         os.setresuid(user, user, user)
     else:
         linux.drop_capabilities()
-    linux.prctl(linux.PR_SET_DUMPABLE, int(dumpable))
+        linux.prctl(linux.PR_SET_DUMPABLE, int(dumpable))
     if not _state["confined"]:
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
     if _state["rules"] is not None:
