@@ -24,6 +24,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import signal
@@ -354,12 +355,13 @@ async def watch(soak: Soak, services: list[Service]) -> None:
 async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
     uvloop.new_event_loop().close()  # opens a pipe of the process, once and for all
     chance = random.Random(options.seed)
-    soak = Soak(chance, time.monotonic() + options.minutes * 60)
+    soak = Soak(chance, until=math.inf)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, soak.stop, number)
     before = host([])
     options.log.write_bytes(b"")
     services = [Service("steady", options.log), Service("victim", options.log)]
+    soak.until = time.monotonic() + options.minutes * 60
     policy = ClientPolicy(attempts=5)
     client = SandboxClient([service.url for service in services], policy=policy)
     helpers = [asyncio.ensure_future(watch(soak, services))]
