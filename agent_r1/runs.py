@@ -11,8 +11,8 @@ from typing import Any
 
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.metrics import succeeded
-from agent_r1.monitor.records import StoredTrajectory, read_stored
-from agent_r1.monitor.run import METRICS_FILE, TRAJECTORIES_FILE, load_metrics
+from agent_r1.monitor.records import StoredTrajectory, read_stored, trajectories_file
+from agent_r1.monitor.run import METRICS_FILE, load_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Run:
         Raises:
             DataError: the file is missing or damaged.
         """
-        rows = (_row(stored, text) for stored in read_stored(self.path / TRAJECTORIES_FILE))
+        rows = (_row(stored, text) for stored in read_stored(self.path))
         return _pandas().DataFrame(rows)
 
 
@@ -55,9 +55,10 @@ def load(path: Path | str) -> Run:
         DataError: the folder has neither metrics nor trajectories.
     """
     folder = Path(path)
-    if not any((folder / name).is_file() for name in (METRICS_FILE, TRAJECTORIES_FILE)):
+    files = (folder / METRICS_FILE, trajectories_file(folder))
+    if not any(file.is_file() for file in files):
         raise DataError(
-            f"{folder} is no run: it has neither {METRICS_FILE} nor {TRAJECTORIES_FILE}; give "
+            f"{folder} is no run: it has neither {METRICS_FILE} nor trajectories; give "
             "the folder that training or evaluation wrote"
         )
     return Run(folder)

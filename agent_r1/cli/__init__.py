@@ -34,7 +34,7 @@ from agent_r1.cli.doctor import doctor
 from agent_r1.cli.env import env
 from agent_r1.cli.model import convert, memory
 from agent_r1.cli.serve import serve as serve_policy
-from agent_r1.cli.view import view
+from agent_r1.cli.view import export_trajectories, view
 from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
 
 if TYPE_CHECKING:
@@ -207,6 +207,7 @@ cli.add_command(convert)
 cli.add_command(memory)
 cli.add_command(doctor)
 cli.add_command(view)
+cli.add_command(export_trajectories)
 
 
 @cli.command(
@@ -413,7 +414,7 @@ def _finish(run_dir: Path) -> None:
     """Say where things are."""
     from agent_r1.errors import DataError
     from agent_r1.monitor.plot import plot_curve
-    from agent_r1.monitor.run import TRAJECTORIES_FILE
+    from agent_r1.monitor.records import trajectories_file
 
     try:
         curve: Path | None = plot_curve(run_dir)
@@ -423,7 +424,7 @@ def _finish(run_dir: Path) -> None:
     if curve is not None:
         click.echo(f"curve     {curve}")
     name = shlex.quote(str(run_dir))
-    trajectories = run_dir / TRAJECTORIES_FILE
+    trajectories = trajectories_file(run_dir)
     if trajectories.is_file() and trajectories.stat().st_size:
         click.echo(f"look      agent-r1 view {name}")
     if next(run_dir.glob("checkpoints/step-*/policy"), None) is not None:

@@ -146,7 +146,7 @@ def harvest(
 ) -> None:
     """Rejection sampling: the right ones of a policy's own trajectories.
 
-    FILES are trajectories.jsonl of evaluations or of training runs.
+    FILES are trajectories.jsonl of evaluations, or folders of evaluations and training runs.
     """
     from itertools import chain
 

@@ -98,6 +98,37 @@ def _export(
     click.echo(f"{count} trajectories → {target}")
 
 
+@click.command(
+    "export-trajectories",
+    cls=ExampleCommand,
+    examples="""
+agent-r1 export-trajectories runs/my/run > trajectories.jsonl
+agent-r1 export-trajectories runs/my/run --split val | jq .outcome
+agent-r1 export-trajectories runs/my/run --out trajectories.jsonl
+""",
+)
+@click.argument("source", type=click.Path(path_type=Path, exists=True))
+@click.option("--out", type=click.Path(path_type=Path), help="File.  [default: standard output]")
+@click.option("--step", type=int, help="Of this step only.")
+@click.option("--split", type=click.Choice(["train", "val"]), help="Of this split only.")
+def export_trajectories(
+    source: Path, out: Path | None, step: int | None, split: str | None
+) -> None:
+    """Write the trajectories of a run or an evaluation as lines of JSON.
+
+    Each line is a whole trajectory, as agent_r1/monitor/records.py describes it.
+    """
+    from agent_r1.monitor.jsonl import encode
+    from agent_r1.monitor.records import read_records
+
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists already; name another file or remove it")
+    with click.open_file(str(out or "-"), "wb") as file:
+        for record in read_records(source):
+            if step in (None, record["step"]) and split in (None, record["split"]):
+                file.write(encode(record) + b"\n")
+
+
 def _tokenizer(folder: Path, given: Path | None) -> Any:
     """That of the newest checkpoint, or of the model in the settings; None if it is gone."""
     from agent_r1.models.load import load_tokenizer

@@ -204,11 +204,11 @@ IGNORED: dict[str, str] = {
     "trainer.esi_redundant_time": "a run can be killed at any time and resumed",
     "trainer.max_critic_ckpt_to_keep": "policy and critic are kept together",
     "trainer.ray_wait_register_center_timeout": "Ray is not used",
-    "trainer.rollout_data_dir": "trajectories.jsonl always holds the rollouts",
+    "trainer.rollout_data_dir": "runs always keep the rollouts: agent-r1 export-trajectories",
     "trainer.use_legacy_worker_impl": _BACKEND,
     "trainer.use_v1": _BACKEND,
     "trainer.v1.*": _BACKEND,
-    "trainer.validation_data_dir": "trajectories.jsonl always holds the rollouts",
+    "trainer.validation_data_dir": "runs always keep the rollouts: agent-r1 export-trajectories",
 }
 
 REFUSED: dict[str, str] = {

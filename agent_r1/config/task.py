@@ -319,6 +319,10 @@ class TrainerConfig(Section):
     """What to do if the memory plan (``agent-r1 memory``) says that a GPU is too small."""
     num_threads: PositiveInt | None = None
     """CPU threads of torch. null: torch's own choice."""
+    trajectory_file: Literal["arrow", "jsonl"] = "arrow"
+    """How trajectories are kept: ``arrow`` is a third as large (``trajectories.arrows``); ``jsonl``
+    is text, a line each. All commands read both, and ``agent-r1 export-trajectories`` turns the
+    one into the other. A run that is continued keeps its form."""
     log_val_generations: NonNegativeInt = 0
     """Validation trajectories sent to the loggers each time."""
 

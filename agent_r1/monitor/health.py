@@ -113,7 +113,7 @@ CHECKS = (
         ("rollout/failed",),
         _above(0.1),
         "{now:.0%} of the trajectories were failed by the machinery",
-        "They are left out of training; the errors stand in trajectories.jsonl.",
+        "They are left out of training; agent-r1 view shows the errors.",
     ),
     Check(
         "engine and trainer differ",

@@ -27,8 +27,7 @@ from numpy.typing import NDArray
 
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.index.build import NAMED, IndexFile, place_for
-from agent_r1.monitor.index.source import JsonlSource, Source
-from agent_r1.monitor.jsonl import decode
+from agent_r1.monitor.index.source import open_source
 
 SORTS = (
     "number",
@@ -212,10 +211,10 @@ class RunIndex:
         """
         with self._lock:
             fact = self._index.facts[self._number(key)]
-            line = self._source.line(int(fact["place"]), int(fact["size"]))
-        if not line:
-            raise DataError(f"trajectory {key} of {self.folder} is gone; refresh")
-        return decode(line, f"trajectory {key} of {self.folder}")
+            record = self._source.record(int(fact["place"]), int(fact["size"]))
+        if record is None:
+            raise DataError(f"trajectory {key} of {self.folder} has been cut off since; refresh")
+        return record
 
     def siblings(self, key: str) -> tuple[Row, ...]:
         """The trajectories of the same task in the same step, itself included, in order."""
@@ -327,20 +326,6 @@ class RunIndex:
             _row(int(number), self._index.facts[number], shown[int(number)], names)
             for number in numbers
         )
-
-
-def open_source(folder: Path) -> Source:
-    """Where a folder keeps its trajectories.
-
-    Raises:
-        DataError: it has none.
-    """
-    path = folder / "trajectories.jsonl"
-    if not path.is_file():
-        raise DataError(
-            f"{folder} holds no trajectories; give the folder that training or evaluation wrote"
-        )
-    return JsonlSource(path)
 
 
 def _environment(folder: Path) -> str:

@@ -1,6 +1,7 @@
-"""Trajectories as lines of ``trajectories.jsonl``, and back.
+"""Trajectories as JSON objects, and back.
 
-A line holds the whole trajectory::
+The object is a line of ``trajectories.jsonl``, and what ``trajectories.arrows`` gives back; a
+run has the one or the other. It holds the whole trajectory::
 
     {"format": 1, "step": 7, "split": "train", "id": "7.0.3:task-12/0",
      "group_id": …, "index": …, "outcome": "finished", "error": null, "seconds": 1.9,
@@ -23,8 +24,8 @@ from the turns and stands there for readers in other languages. Numbers that JSO
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -44,6 +45,10 @@ from agent_r1.types import (
 
 FORMAT = 1
 
+TRAJECTORIES_FILE = "trajectories.jsonl"
+ARROWS_FILE = "trajectories.arrows"
+"""See ``monitor/arrows.py``."""
+
 Split = Literal["train", "val"]
 
 
@@ -55,8 +60,16 @@ class StoredTrajectory(NamedTuple):
     split: str
 
 
+class Stored(NamedTuple):
+    """A trajectory on its way to the file."""
+
+    trajectory: Trajectory
+    step: int
+    split: Split
+
+
 def load_trajectories(path: Path | str) -> Iterator[Trajectory]:
-    """The trajectories of a file, exactly as they were stored.
+    """The trajectories of a file or of the folder that holds it, exactly as they were stored.
 
     Raises:
         DataError: the file is missing or damaged before its last line.
@@ -66,17 +79,67 @@ def load_trajectories(path: Path | str) -> Iterator[Trajectory]:
 
 def read_stored(path: Path | str) -> Iterator[StoredTrajectory]:
     """Like :func:`load_trajectories`, with the step and the split of each."""
-    for number, record in enumerate(read_jsonl(path), start=1):
+    for number, record in enumerate(read_records(path), start=1):
         try:
             yield StoredTrajectory(decode_trajectory(record), record["step"], record["split"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}, line {number} is no trajectory of format {FORMAT}: {error!r}"
+                f"{path}, record {number} is no trajectory of format {FORMAT}: {error!r}"
             ) from error
+
+
+def read_records(path: Path | str) -> Iterator[dict[str, Any]]:
+    """The records of a file, or of the folder that holds it, as they were stored.
+
+    Raises:
+        DataError: the file is missing or damaged before its end.
+    """
+    file = trajectories_file(Path(path))
+    if file.suffix != ".arrows":
+        return read_jsonl(file)
+    from agent_r1.monitor.arrows import read_arrows  # pyarrow takes a while to import
+
+    return read_arrows(file)
+
+
+def trajectories_file(path: Path) -> Path:
+    """The file of a folder that has one, in whichever form; a file stands for itself.
+
+    ``trajectories.jsonl`` where there is none stands for ``trajectories.arrows`` beside it, so
+    that what asks for the one finds the other.
+    """
+    folder = path if path.is_dir() else path.parent
+    arrows = folder / ARROWS_FILE
+    if path.is_dir():
+        return arrows if arrows.is_file() else folder / TRAJECTORIES_FILE
+    missing = path.name == TRAJECTORIES_FILE and not path.exists()
+    return arrows if missing and arrows.is_file() else path
 
 
 def encode_trajectory(trajectory: Trajectory, *, step: int, split: Split) -> dict[str, Any]:
     """The JSON object of one line."""
+    record = encode_shell(trajectory, step=step, split=split)
+    for turn, told in zip(trajectory.turns, record["turns"], strict=True):
+        told |= _encode_tokens(turn, continues=told["prompt_ids"] is None)
+    return with_loss_mask(record)
+
+
+def with_loss_mask(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the masks of its samples, which follow from its turns."""
+    masks: list[list[tuple[int, int]]] = []
+    for turn in record["turns"]:
+        if turn["prompt_ids"] is not None:
+            masks.append([(0, len(turn["prompt_ids"]))])
+        masks[-1] += [(1, len(turn["token_ids"])), (0, len(turn["observation_ids"]))]
+    # The observation after the last action of a sample is no part of it: see Trajectory.samples.
+    return record | {"loss_mask": [_joined(mask[:-1]) for mask in masks]}
+
+
+def encode_shell(trajectory: Trajectory, *, step: int, split: Split) -> dict[str, Any]:
+    """The object of a line without tokens: what does not grow with their number.
+
+    ``prompt_ids`` of a turn is None where it continues the one before, else empty.
+    """
     task, reward = trajectory.task, trajectory.reward
     previous = [None, *trajectory.turns]
     return {
@@ -104,7 +167,6 @@ def encode_trajectory(trajectory: Trajectory, *, step: int, split: Split) -> dic
             _encode_turn(turn, before)
             for turn, before in zip(trajectory.turns, previous, strict=False)
         ],
-        "loss_mask": [_runs(sample.loss_mask) for sample in trajectory.samples()],
     }
 
 
@@ -152,17 +214,15 @@ def _encode_turn(turn: Turn, before: Turn | None) -> dict[str, Any]:
     completion = turn.completion
     continues = before is not None and turn.prompt_ids == before.next_prompt_ids
     return {
-        "prompt_ids": None if continues else turn.prompt_ids,
-        "token_ids": completion.token_ids,
-        "logprobs": None
-        if completion.logprobs is None
-        else [json_number(value) for value in completion.logprobs],
+        "prompt_ids": None if continues else (),
+        "token_ids": (),
+        "logprobs": None,
         "counted": completion.counted,
         "finish": completion.finish.value,
         "stop": completion.stop,
         "versions": completion.versions,
         "text": turn.text,
-        "observation_ids": turn.observation_ids,
+        "observation_ids": (),
         "observation_text": turn.observation_text,
         "tool_calls": [
             {"success": call.success, "seconds": json_number(call.seconds)}
@@ -172,6 +232,22 @@ def _encode_turn(turn: Turn, before: Turn | None) -> dict[str, Any]:
         "tool_seconds": json_number(turn.tool_seconds),
         "reward": turn.reward,
     }
+
+
+def _encode_tokens(turn: Turn, *, continues: bool) -> dict[str, Any]:
+    return {
+        "prompt_ids": None if continues else turn.prompt_ids,
+        "token_ids": turn.completion.token_ids,
+        "logprobs": json_numbers(turn.completion.logprobs),
+        "observation_ids": turn.observation_ids,
+    }
+
+
+def json_numbers(values: Sequence[float] | None) -> Sequence[float | str] | None:
+    """Many of :func:`json_number`, quickly where all of them are finite."""
+    if values is None or math.isfinite(sum(map(abs, values))):
+        return values
+    return [json_number(value) for value in values]
 
 
 def _decode_turn(record: Mapping[str, Any], before: Turn | None) -> Turn:
@@ -222,5 +298,12 @@ def _floats(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(value) for value in values)
 
 
-def _runs(mask: Sequence[int]) -> list[tuple[int, int]]:
-    return [(value, sum(1 for _ in run)) for value, run in groupby(mask)]
+def _joined(runs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Runs of ``[value, length]``, none of them empty and no two neighbours of one value."""
+    joined: list[list[int]] = []
+    for value, length in runs:
+        if joined and joined[-1][0] == value:
+            joined[-1][1] += length
+        elif length:
+            joined.append([value, length])
+    return joined

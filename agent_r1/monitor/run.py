@@ -6,11 +6,13 @@
     run.json            versions, revision, seeds, hardware, command, sessions: where each
                         began and which settings it changed
     metrics.jsonl       one line per step
-    trajectories.jsonl  one line per trajectory (see monitor/records.py)
+    trajectories.arrows every trajectory (see monitor/arrows.py), or trajectories.jsonl with
+                        one line for each (see monitor/records.py)
+    index.sqlite        finds them (see monitor/index); made by whoever looks
     checkpoints/        written by trainer/checkpoint.py
     curve.png           drawn from metrics.jsonl
 
-The two ``.jsonl`` files are cut back to the checkpoint's step on a resume, so that after it
+Metrics and trajectories are cut back to the checkpoint's step on a resume, so that after it
 they hold what an uninterrupted run would have written.
 """
 
@@ -23,7 +25,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from agent_r1.config.changes import Change
@@ -35,11 +37,11 @@ from agent_r1.monitor.health import HealthMonitor
 from agent_r1.monitor.jsonl import JsonlFile, json_number, read_jsonl
 from agent_r1.monitor.loggers import BackgroundLogger, RunInfo, make_loggers
 from agent_r1.monitor.provenance import now, provenance
-from agent_r1.monitor.records import Split, encode_trajectory
+from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, Split, Stored
+from agent_r1.monitor.store import TrajectoryFile, open_trajectories
 from agent_r1.types import Trajectory
 
 METRICS_FILE = "metrics.jsonl"
-TRAJECTORIES_FILE = "trajectories.jsonl"
 ARCHIVE_FOLDER = "earlier"
 
 
@@ -62,6 +64,7 @@ class RunFolder:
         experiment: str = "default",
         shown_generations: int = 0,
         changes: Sequence[Change] = (),
+        trajectory_file: Literal["arrow", "jsonl"] = "arrow",
     ) -> None:
         self.path = path
         self._changes = tuple(changes)
@@ -77,7 +80,7 @@ class RunFolder:
             self._record = _RunRecord(path / "run.json", seeds or {})
             (path / "config.yaml").write_text(to_yaml(config))
             self._metrics = JsonlFile(path / METRICS_FILE)
-            self._trajectories = JsonlFile(path / TRAJECTORIES_FILE)
+            self._trajectories = open_trajectories(path, trajectory_file)
         except OSError as error:
             raise ConfigError(
                 f"the run folder {path} cannot be written ({error.strerror}); set "
@@ -112,6 +115,7 @@ class RunFolder:
             experiment=trainer.experiment_name,
             shown_generations=getattr(trainer, "log_val_generations", 0),  # a cold start has none
             changes=changes,
+            trajectory_file=getattr(trainer, "trajectory_file", "arrow"),  # likewise
         )
 
     @property
@@ -190,17 +194,16 @@ class RunFolder:
         self.close("finished" if kind is None else "interrupted" if stopped else "failed")
 
     def _store(self, trajectories: Sequence[Trajectory], step: int, split: Split) -> None:
-        lines = [encode_trajectory(t, step=step, split=split) for t in trajectories]
-        self._append(self._trajectories, lines)
+        self._append(self._trajectories, [Stored(t, step, split) for t in trajectories])
 
-    def _append(self, file: JsonlFile, lines: Sequence[Any]) -> None:
+    def _append(self, file: JsonlFile | TrajectoryFile, records: Sequence[Any]) -> None:
         try:
-            file.append(lines)
+            file.append(records)
         except OSError as error:
             if file.path.name not in self._complaints:
                 self._complaints.add(file.path.name)
                 self.announce(
-                    f"{file.path} cannot be written ({error.strerror}): lines are missing there. "
+                    f"{file.path} cannot be written ({error.strerror}): records are missing there. "
                     "Training goes on; free some disk space."
                 )
 
@@ -210,7 +213,8 @@ def archive(folder: Path) -> Path | None:
     if not folder.is_dir():
         return None
     contents = [p for p in folder.iterdir() if p.name not in (ARCHIVE_FOLDER, ".lock")]
-    if not any(path.name in (METRICS_FILE, TRAJECTORIES_FILE, "checkpoints") for path in contents):
+    of_runs = (METRICS_FILE, TRAJECTORIES_FILE, ARROWS_FILE, "checkpoints")
+    if not any(path.name in of_runs for path in contents):
         return None
     os.close(_lock(folder))  # not while another process writes there
     number = 1

@@ -243,14 +243,12 @@ def final_policy(run_dir: Path, step: int) -> Path:
 
 def validations(run_dir: Path) -> tuple[int, list[Trajectory], list[Trajectory]]:
     """The last validated step, and the trajectories of the first and the last validation."""
-    from agent_r1.monitor.jsonl import read_jsonl
-    from agent_r1.monitor.records import decode_trajectory
-    from agent_r1.monitor.run import TRAJECTORIES_FILE
+    from agent_r1.monitor.records import read_stored
 
     by_step: dict[int, list[Trajectory]] = {}
-    for record in read_jsonl(run_dir / TRAJECTORIES_FILE):
-        if record["split"] == "val":
-            by_step.setdefault(record["step"], []).append(decode_trajectory(record))
+    for stored in read_stored(run_dir):
+        if stored.split == "val":
+            by_step.setdefault(stored.step, []).append(stored.trajectory)
     return max(by_step), by_step[min(by_step)], by_step[max(by_step)]
 
 

@@ -160,7 +160,7 @@ def _show_files(console: Console, report: Report, folders: Folders) -> None:
     files = {
         "curve": folders.rl / "curve.png",
         "metrics": folders.rl / "metrics.jsonl",
-        "trajectories": folders.rl / "trajectories.jsonl",
+        "trajectories": folders.rl / "trajectories.arrows",
         "model": final_policy(folders.rl, report.rl_steps),
         "this report": folders.root / "report.json",
     }

@@ -21,8 +21,7 @@ from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.metrics import succeeded
-from agent_r1.monitor.records import encode_trajectory, load_trajectories
-from agent_r1.monitor.run import TRAJECTORIES_FILE
+from agent_r1.monitor.records import TRAJECTORIES_FILE, encode_trajectory, load_trajectories
 from agent_r1.reward.answers import final_answer
 from agent_r1.rollout.group import Group, GroupRunner, usable
 from agent_r1.trainer import build

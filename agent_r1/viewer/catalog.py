@@ -10,13 +10,14 @@ from pathlib import Path
 from threading import Lock
 
 from agent_r1.errors import DataError
-from agent_r1.monitor.run import ARCHIVE_FOLDER, METRICS_FILE, TRAJECTORIES_FILE
+from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE
+from agent_r1.monitor.run import ARCHIVE_FOLDER, METRICS_FILE
 from agent_r1.viewer.run_view import RunView
 
 _DEPTH = 5
 _SKIPPED = frozenset({ARCHIVE_FOLDER, "checkpoints", "wandb", "tensorboard", "node_modules"})
 _RESCAN_SECONDS = 3.0
-_MARKS = (METRICS_FILE, TRAJECTORIES_FILE)
+_MARKS = (METRICS_FILE, TRAJECTORIES_FILE, ARROWS_FILE)
 
 
 class Catalog:

@@ -1,4 +1,4 @@
-"""One HTML file out of ``trajectories.jsonl``, complete in itself and without any network.
+"""One HTML file out of the trajectories of a run, complete in itself and without any network.
 
 The page carries its data as JSON and puts it on the screen as text only: what a model or a
 tool wrote is never read as markup.
@@ -17,8 +17,7 @@ from typing import Any
 
 from agent_r1.errors import DataError
 from agent_r1.messages import in_words
-from agent_r1.monitor.records import StoredTrajectory, read_stored
-from agent_r1.monitor.run import TRAJECTORIES_FILE
+from agent_r1.monitor.records import StoredTrajectory, read_stored, trajectories_file
 from agent_r1.types import Completion, Trajectory, Turn
 from agent_r1.viewer.spelling import Spelling
 
@@ -55,7 +54,7 @@ def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None
     Raises:
         DataError: there is no such file, it is damaged, or no trajectory fits ``choice``.
     """
-    file = source / TRAJECTORIES_FILE if source.is_dir() else source
+    file = trajectories_file(source)
     chosen: deque[StoredTrajectory] = deque(maxlen=choice.most)
     groups: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     for stored in read_stored(file):

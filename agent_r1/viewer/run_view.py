@@ -19,7 +19,8 @@ import yaml
 
 from agent_r1.monitor.health import findings
 from agent_r1.monitor.query import RunIndex
-from agent_r1.monitor.run import METRICS_FILE, TRAJECTORIES_FILE
+from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, trajectories_file
+from agent_r1.monitor.run import METRICS_FILE
 from agent_r1.viewer.growing import GrowingJsonl
 
 _QUIET_SECONDS = 600.0
@@ -74,7 +75,7 @@ class RunView:
     @property
     def has_trajectories(self) -> bool:
         try:
-            return (self.path / TRAJECTORIES_FILE).stat().st_size > 0
+            return trajectories_file(self.path).stat().st_size > 0
         except OSError:
             return False
 
@@ -134,7 +135,7 @@ class RunView:
     def mark(self) -> str:
         """Changes whenever something was written that the application shows."""
         stats = []
-        for name in (METRICS_FILE, TRAJECTORIES_FILE, "trajectories", "run.json", "results.json"):
+        for name in (METRICS_FILE, TRAJECTORIES_FILE, ARROWS_FILE, "run.json", "results.json"):
             try:
                 found = (self.path / name).stat()
             except OSError:

@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     places = {name: sorted(folder.glob(f"eval-{name}*"))[-1] for name, _ in STAGES}
     results = {name: read_evaluation(place) for name, place in places.items()}
     rl = read_metrics(folder / "rl")
-    programs = read_programs(folder / "rl" / "trajectories.jsonl")
+    programs = read_programs(folder / "rl")
     for row in rl:
         row |= programs.get(int(row["step"]), {})
     (folder / "report.md").write_text(table(places, results, rl))

@@ -12,6 +12,7 @@ from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor import RunFolder
 from agent_r1.monitor.index import INDEX_FILE
 from agent_r1.monitor.query import Query, RunIndex, as_json
+from agent_r1.monitor.records import trajectories_file
 from agent_r1.testing import make_trajectory
 from agent_r1.types import Outcome, Reward
 
@@ -34,9 +35,12 @@ SEEN = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def index(tmp_path):
-    with opened(tmp_path) as run:
+FORMS = pytest.mark.parametrize("form", ["arrow", "jsonl"])
+
+
+@pytest.fixture(params=["arrow", "jsonl"])
+def index(tmp_path, request):
+    with opened(tmp_path, trajectory_file=request.param) as run:
         run.store(SEEN, step=3)
         run.store_validation([made(["naïve 数学 answer"], group="v", reward=0.5)], step=4)
     found = RunIndex(tmp_path)
@@ -129,8 +133,9 @@ def test_distributions(index):
     assert json.loads(json.dumps(as_json(third)))["count"] == 3
 
 
-def test_a_growing_run_is_followed_and_a_resumed_one_cut_back(tmp_path):
-    with opened(tmp_path) as run:
+@FORMS
+def test_a_growing_run_is_followed_and_a_resumed_one_cut_back(tmp_path, form):
+    with opened(tmp_path, trajectory_file=form) as run:
         for step in (1, 2, 3):
             run.store([made([f"word{step} first"], group=f"{step}")] * 2, step=step)
     index, other = RunIndex(tmp_path), RunIndex(tmp_path)
@@ -150,11 +155,14 @@ def test_a_growing_run_is_followed_and_a_resumed_one_cut_back(tmp_path):
     other.close()
 
 
-def test_an_unfinished_last_line_is_awaited(tmp_path):
-    with opened(tmp_path) as run:
+@FORMS
+def test_an_unfinished_last_record_is_awaited(tmp_path, form):
+    with opened(tmp_path, trajectory_file=form) as run:
         run.store(SEEN[:1], step=1)
-    whole = (tmp_path / "trajectories.jsonl").read_bytes()
-    with (tmp_path / "trajectories.jsonl").open("ab") as file:
+    stored = trajectories_file(tmp_path)
+    whole = stored.read_bytes()
+    whole = whole[whole.rindex(b"\xff" * 4) :] if form == "arrow" else whole
+    with stored.open("ab") as file:
         file.write(whole[:100])
         file.flush()
         index = RunIndex(tmp_path)
@@ -165,7 +173,7 @@ def test_an_unfinished_last_line_is_awaited(tmp_path):
 
 
 def test_a_damaged_line_is_told_and_what_came_before_is_there(tmp_path):
-    with opened(tmp_path) as run:
+    with opened(tmp_path, trajectory_file="jsonl") as run:
         run.store(SEEN[:2], step=1)
     with (tmp_path / "trajectories.jsonl").open("ab") as file:
         file.write(b"{}\n")
@@ -178,8 +186,9 @@ def test_a_damaged_line_is_told_and_what_came_before_is_there(tmp_path):
     index.close()
 
 
-def test_halves_of_surrogate_pairs_and_controls_are_text(tmp_path):
-    with opened(tmp_path) as run:
+@FORMS
+def test_halves_of_surrogate_pairs_and_controls_are_text(tmp_path, form):
+    with opened(tmp_path, trajectory_file=form) as run:
         run.store([made(["half \ud83d of it \x1b[31m\u202e <script>"])], step=1)
     index = RunIndex(tmp_path)
     index.refresh()

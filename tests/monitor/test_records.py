@@ -172,5 +172,5 @@ def test_a_line_that_is_no_trajectory_is_an_error_with_its_number(tmp_path, line
     path = tmp_path / "trajectories.jsonl"
     good = encode(encode_trajectory(make_trajectory(["a"]), step=1, split="train")).decode()
     path.write_text(f"{good}\n{line}\n")
-    with pytest.raises(DataError, match="line 2 is no trajectory of format 1"):
+    with pytest.raises(DataError, match="record 2 is no trajectory of format 1"):
         list(load_trajectories(path))

@@ -15,10 +15,11 @@ from rich.console import Console
 from agent_r1.config import Config, load_config
 from agent_r1.errors import ConfigError
 from agent_r1.monitor import RunFolder, load_metrics, load_trajectories
+from agent_r1.monitor.arrows import ArrowFile
 from agent_r1.monitor.console import LiveDisplay
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.loggers import BackgroundLogger
-from agent_r1.monitor.records import read_stored
+from agent_r1.monitor.records import read_stored, trajectories_file
 from agent_r1.monitor.run import archive
 from agent_r1.testing import MemoryLogger, make_trajectory
 
@@ -104,19 +105,26 @@ def test_run_json_says_where_the_run_came_from(tmp_path):
     assert session["outcome"] == "finished" and session["ended"] >= session["started"]
 
 
+@pytest.mark.parametrize("form", ["arrow", "jsonl"])
 @pytest.mark.parametrize("killed_at", [1, 2, 3, 4])
-def test_after_a_kill_and_resume_the_files_are_those_of_an_uninterrupted_run(tmp_path, killed_at):
+def test_after_a_kill_and_resume_the_files_are_those_of_an_uninterrupted_run(
+    tmp_path, killed_at, form
+):
     """Checkpoint after step 2; whatever came later is repeated, torn lines included."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    with RunFolder.open(configured(whole)) as run:
+    with RunFolder.open(configured(whole, trajectory_file=form)) as run:
         play(run, [1, 2, 3, 4])
-    run = RunFolder.open(configured(killed))
+    run = RunFolder.open(configured(killed, trajectory_file=form))
     play(run, range(1, killed_at + 1))
     run.close()
     (killed / "checkpoints" / "step-000002").mkdir(parents=True)
-    for name in ("metrics.jsonl", "trajectories.jsonl"):
-        with (killed / name).open("ab") as file:
-            file.write(b'{"format":1,"step":3,"split":"tr')
+    stored = trajectories_file(killed)
+    for file, torn in (
+        (killed / "metrics.jsonl", b'{"format":1,"step":3,"split":"tr'),
+        (stored, stored.read_bytes()[-700:-300] if form == "arrow" else b'{"step":3,"'),
+    ):
+        with file.open("ab") as end:
+            end.write(torn)
     with RunFolder.open(configured(killed)) as run:
         run.rewind(min(2, killed_at))
         play(run, range(min(2, killed_at) + 1, 5))
@@ -176,6 +184,7 @@ def test_a_full_disk_is_announced_once_and_stops_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(JsonlFile, "append", full)
+    monkeypatch.setattr(ArrowFile, "append", full)
     for step in (2, 3):
         run.store([numbered(1)], step=step)
         run.log({"x": 1.0}, step=step)

@@ -36,6 +36,16 @@ def test_the_example_reads_a_run(tmp_path, monkeypatch, capsys):
     ]
 
 
+def test_the_example_finds_trajectories(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong = make_trajectory([("<code>1/0</code>", "ZeroDivisionError"), "gave up"])
+    wrong = dataclasses.replace(wrong, reward=Reward(0.0))
+    with RunFolder(Path("run"), Config()) as run:
+        run.store([trajectory(1.0), wrong], step=1)
+    exec(compile(examples()[1], "docs/runs.md", "exec"), {})
+    assert capsys.readouterr().out == "1 task 0.0 gave up\n"
+
+
 def test_the_example_for_notebooks_reads_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with RunFolder(Path("run"), Config()) as run:
@@ -43,7 +53,7 @@ def test_the_example_for_notebooks_reads_a_run(tmp_path, monkeypatch):
         run.store(batch, step=1)
         run.log(rollout_metrics(batch), step=1)
     names: dict = {}
-    exec(compile(examples()[1], "docs/runs.md", "exec"), names)
+    exec(compile(examples()[2], "docs/runs.md", "exec"), names)
     assert list(names["rows"]["reward"]) == [1.0, -1.0]
 
 
@@ -52,7 +62,7 @@ def test_the_example_tells_what_began_to_look_wrong(tmp_path, monkeypatch, capsy
     with RunFolder(Path("run"), Config()) as run:
         for step in range(1, 6):
             run.log({"tool/success": 0.2}, step=step)
-    exec(compile(examples()[2], "docs/runs.md", "exec"), {})
+    exec(compile(examples()[3], "docs/runs.md", "exec"), {})
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("5 tool errors: only 20% of the tool calls succeed.")
 

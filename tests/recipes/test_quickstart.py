@@ -36,7 +36,7 @@ def test_every_stage_leaves_its_files_and_the_report_says_so(tmp_path, capsys):
         "cold-start/policy/model.safetensors",
         "cold-start/metrics.jsonl",
         "rl/metrics.jsonl",
-        "rl/trajectories.jsonl",
+        "rl/trajectories.arrows",
         "rl/curve.png",
         "rl/run.json",
         "rl/checkpoints/step-000001/policy/model.safetensors",

@@ -97,6 +97,22 @@ def test_sampling_stopping_tools_and_weights_between_and_during(folder, tmp_path
         exact(third, trajectory, 2)
 
 
+def test_an_output_layer_that_is_tied_to_the_embedding_is_updated_too(tmp_path):
+    models = [model_of(seed, tied=True) for seed in range(2)]
+    folder = model_folder(tmp_path / "tied", tied=True)
+
+    async def body():
+        async with running(folder, tmp_path) as engine:
+            found = []
+            for version, model in enumerate(models):
+                await engine.load_weights(weights(model), version)
+                found.append(await engine.generate(PROMPT, SamplingParams(24, seed=1), "a"))
+            return found
+
+    for model, completion in zip(models, run(body()), strict=True):
+        assert np.allclose(logprobs_by(model, PROMPT, completion), completion.logprobs, atol=1e-3)
+
+
 def test_adapters_alone_are_sent_and_added_to_their_base(folder, tmp_path):
     pytest.importorskip("peft")
     model = add_lora(model_of(), rank=4, alpha=8.0, targets=("q_proj", "down_proj"))

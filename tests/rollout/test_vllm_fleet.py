@@ -7,6 +7,7 @@ import torch
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
+from agent_r1.rollout.engines.vllm_plugin import _prepare_tied
 from agent_r1.rollout.engines.vllm_server import INITIAL_VERSION, Unreachable, _completion
 from agent_r1.rollout.engines.vllm_weights import FileSender
 from agent_r1.types import Completion, Finish, SamplingParams
@@ -274,6 +275,27 @@ def test_a_server_that_does_not_tell_versions_is_refused(tmp_path):
             await engine.generate([1], PARAMS, "t")
 
     run(engine, body())
+
+
+class Packs:
+    """As vLLM's methods on a CPU: what the layer computes with is a copy of its weight."""
+
+    def process_weights_after_loading(self, layer):
+        layer.packed = layer.weight.detach().clone()
+
+
+def test_what_a_tied_layer_had_made_of_its_weight_is_made_anew_and_nothing_else():
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2, bias=False) for name in "abc"})
+    model["c"].weight = model["a"].weight  # the output layer and the embedding
+    for layer in model.values():
+        layer.quant_method = Packs()
+        layer.quant_method.process_weights_after_loading(layer)
+    before = {name: layer.packed for name, layer in model.items()}
+    with torch.no_grad():
+        model["a"].weight.add_(1)
+    _prepare_tied(model)
+    assert torch.equal(model["c"].packed, model["a"].weight)
+    assert model["a"].packed is before["a"] and model["b"].packed is before["b"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int64"])

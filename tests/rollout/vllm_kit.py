@@ -23,7 +23,7 @@ def python():
     return found
 
 
-def model_of(seed=0):
+def model_of(seed=0, tied=False):
     """Random weights, scaled so that it does not repeat itself."""
     torch.manual_seed(seed)
     model = tiny_model(
@@ -31,7 +31,7 @@ def model_of(seed=0):
         hidden_size=64,
         heads=2,
         kv_heads=1,
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
         seed=seed,
     )
     for parameter in model.parameters():
@@ -40,8 +40,8 @@ def model_of(seed=0):
     return model
 
 
-def model_folder(root: Path) -> Path:
-    model_of().save_pretrained(root)
+def model_folder(root: Path, tied=False) -> Path:
+    model_of(tied=tied).save_pretrained(root)
     byte_tokenizer().save_pretrained(root)
     return root
 

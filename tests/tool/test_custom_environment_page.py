@@ -1,11 +1,13 @@
 """The page on own environments, executed from top to bottom."""
 
-import json
 import sys
 from itertools import pairwise
 
 import pytest
 from page_blocks import blocks, run
+
+from agent_r1.monitor import load_trajectories
+from agent_r1.types import Outcome
 
 PAGE = "tutorials/custom_environment.md"
 
@@ -56,7 +58,7 @@ def test_the_training_command_trains(folder):
     (command,) = [block.body for block in blocks(PAGE) if block.language == "console"]
     run(folder, "sh", "-ec", command)
     runs = folder / "runs" / "shop"
-    lines = (runs / "trajectories.jsonl").read_text().splitlines()
-    assert len(lines) == 2 * 8 * 4 + 2 * 16  # two steps, and validation before and after
-    assert all(json.loads(line)["outcome"] in ("finished", "length") for line in lines)
+    stored = list(load_trajectories(runs))
+    assert len(stored) == 2 * 8 * 4 + 2 * 16  # two steps, and validation before and after
+    assert {t.outcome for t in stored} <= {Outcome.FINISHED, Outcome.LENGTH}
     assert list((runs / "checkpoints").iterdir())

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from agent_r1.errors import ConfigError, DataError, ModelError, RolloutFailed
+from agent_r1.monitor.records import read_records
 from agent_r1.monitor.run import RunFolder
 from agent_r1.trainer.build import train
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state
@@ -27,6 +28,8 @@ def without_times(value):
 
 
 def lines(run, name):
+    if name.startswith("trajectories"):
+        return [without_times(record) for record in read_records(run)]
     text = (run / name).read_text()
     return [without_times(json.loads(line)) for line in text.splitlines()]
 

@@ -68,8 +68,8 @@ class IndexFile:
 
     @property
     def pending(self) -> int:
-        """How much of the source is not in the index yet, in its places."""
-        return max(0, self._source.end() - self.place)
+        """How much of the source is not in the index yet, in bytes."""
+        return self._source.left(self.place)
 
     def names(self, kind: str) -> list[str]:
         """The names that the numbers of a kind stand for."""
@@ -204,7 +204,7 @@ class IndexFile:
             rows.append(self._row(described, entry, document + len(rows)))
             shown.append((number, described.task, described.group_id, described.excerpt))
             words.append((document + len(words), described.words))
-            place = entry.place + entry.size
+            place = entry.next
             if len(rows) == BATCH or time.monotonic() > deadline:
                 break
         if not rows:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from agent_r1.errors import DataError
+from agent_r1.messages import in_words
 
 FACTS = np.dtype(
     [
@@ -191,15 +192,17 @@ def _solved(reward: _Reward) -> bool:
 
 
 def _count(raw: msgspec.Raw) -> int:
-    """How many numbers a JSON array has; ``null`` has none."""
+    """How many numbers a JSON array has; a number stands for that many, and ``null`` for none."""
     data = bytes(raw)
+    if data.isdigit():
+        return int(data)
     return data.count(b",") + 1 if len(data) > 2 and data[0] == 91 else 0
 
 
 def _prompt_texts(prompt: Any) -> list[str]:
     if isinstance(prompt, str):
         return [prompt]
-    return [str(message.get("content", "")) for message in prompt or ()]
+    return [in_words(message) for message in prompt or ()]
 
 
 def _excerpt(record: _Record) -> str:

@@ -101,8 +101,26 @@ def _make() -> Any:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
+            _prepare_tied(self.model)
 
         def shutdown(self) -> None:
             """There is nothing to close."""
 
     return FileTransport
+
+
+def _prepare_tied(model: Any) -> None:
+    """Have layers that share their weight with another prepare it anew.
+
+    A transfer brings a tied weight once, under the name of the embedding. vLLM prepares what
+    was loaded; the output layer, under whose own name nothing came, would go on with what it had
+    made of the weights before: on a CPU a packed copy of them.
+    """
+    seen: set[int] = set()
+    for layer in model.modules():
+        weight = getattr(layer, "_parameters", {}).get("weight")
+        method: Any = getattr(layer, "quant_method", None)
+        if id(weight) in seen and hasattr(method, "process_weights_after_loading"):
+            method.process_weights_after_loading(layer)
+        if weight is not None:
+            seen.add(id(weight))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Coroutine, Mapping, Sequence
+import ssl
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
@@ -20,6 +22,8 @@ INITIAL_VERSION = -1
 UNKNOWN_VERSION = -2
 """Of a server to which a transfer did not come to its end."""
 _LOOK_S = 10.0
+_SHARE = 16
+"""Connections of one client."""
 _IDLE_S = 2.0
 """Idle connections are closed after this time. vLLM closes them after 5 s, by default, and what
 is sent while it does is lost."""
@@ -37,18 +41,57 @@ class ServerFailed(Unreachable):
     """The server answers that its engine is dead."""
 
 
+class Connections:
+    """Clients for many requests at once, with few connections each.
+
+    A client looks at all of its connections for every request: with hundreds in one, the asking
+    process is busy with nothing else.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._trust = ssl.create_default_context()
+        self._loads: dict[httpx.AsyncClient, int] = {}
+
+    def client(self, *, reuse: bool) -> httpx.AsyncClient:
+        limits = httpx.Limits(
+            max_connections=None,
+            max_keepalive_connections=None if reuse else 0,
+            keepalive_expiry=_IDLE_S,
+        )
+        return httpx.AsyncClient(base_url=self._url, limits=limits, verify=self._trust)
+
+    @contextmanager
+    def one(self) -> Iterator[httpx.AsyncClient]:
+        """The client with the fewest requests, a new one if all have their share."""
+        client = min(self._loads, key=lambda known: self._loads[known], default=None)
+        if client is None or self._loads[client] >= _SHARE:
+            client = self.client(reuse=True)
+            self._loads[client] = 0
+        self._loads[client] += 1
+        try:
+            yield client
+        finally:
+            self._loads[client] -= 1
+
+    async def close(self) -> None:
+        await asyncio.gather(*(client.aclose() for client in self._loads))
+
+
 class VLLMServer:
     """The routes of ``vllm serve --enable-scale-out`` with ``VLLM_SERVER_DEV_MODE=1``.
 
     ``timeout_s`` is how long the server may compute nothing while a completion is asked for,
-    and how long it may take over anything else. A full queue is no reason to give up.
+    and how long it may take over anything else. A full queue is no reason to give up, and a
+    refused connection is noticed at once: ``connect_s`` only bounds how long a busy machine, this
+    one among them, may take to open one.
     Cancelling a request closes its connection, on which vLLM aborts it.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, connect_s: float = 10.0) -> None:
+    def __init__(self, url: str, *, timeout_s: float, connect_s: float = 60.0) -> None:
         self.url = url.rstrip("/")
-        self._client = _client(self.url, reuse=True)
-        self._control = _client(self.url, reuse=False)
+        self._connections = Connections(self.url)
+        self._control = self._connections.client(reuse=False)
         self._timeout_s = timeout_s
         self._connect_s = connect_s
         self._updating = False
@@ -139,15 +182,16 @@ class VLLMServer:
         return self._content(path, answer)
 
     async def close(self) -> None:
-        await self._client.aclose()
         await self._control.aclose()
+        await self._connections.close()
 
     async def _complete(self, content: bytes) -> Any:
         """A completion. Asked for again, by a new connection, if an old one turns out closed."""
         path = "/inference/v1/generate"
         try:
             try:
-                answer = await self._send(self._client, path, content, None)
+                with self._connections.one() as client:
+                    answer = await self._send(client, path, content, None)
             except (httpx.NetworkError, httpx.RemoteProtocolError):
                 answer = await self._send(self._control, path, content, None)
         except httpx.TransportError as error:
@@ -209,15 +253,6 @@ class VLLMServer:
 
 
 _TOKENS = re.compile(r"^vllm:(?:generation|prompt)_tokens_total(?:\{.*\})? (\S+)$", re.MULTILINE)
-
-
-def _client(url: str, *, reuse: bool) -> httpx.AsyncClient:
-    limits = httpx.Limits(
-        max_connections=None,
-        max_keepalive_connections=None if reuse else 0,
-        keepalive_expiry=_IDLE_S,
-    )
-    return httpx.AsyncClient(base_url=url, limits=limits)
 
 
 def _sampling(params: SamplingParams) -> dict[str, Any]:
