@@ -179,8 +179,13 @@ class RunIndex:
         with self._lock:
             changed = self._index.extend(seconds)
             if changed:
-                self._found.clear()
+                self.forget()
             return changed
+
+    def forget(self) -> None:
+        """Drop the remembered answers to the last questions, as a change of the run does."""
+        with self._lock:
+            self._found.clear()
 
     def page(self, query: Query) -> Page:
         """The rows of one page, in order; those without a value come last.

@@ -133,8 +133,11 @@ class IndexFile:
         (found,) = self._db.execute(
             "SELECT group_concat(rowid, ' ') FROM words WHERE words MATCH ?", [asked]
         ).fetchone()
-        documents = np.array((found or "").split(), dtype=np.int64)
-        return np.flatnonzero(np.isin(self.facts["document"], documents, assume_unique=True))
+        documents = np.sort(np.fromstring(found or "", dtype=np.int64, sep=" "))
+        known = np.ascontiguousarray(self.facts["document"])
+        rows = np.searchsorted(known, documents)
+        rows, documents = rows[rows < len(known)], documents[rows < len(known)]
+        return rows[known[rows] == documents]  # others were cut off with a resumed run
 
     def close(self) -> None:
         self._db.close()
