@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -331,14 +331,25 @@ def serve(
 agent-r1 config
 agent-r1 config actor_rollout_ref.rollout
 agent-r1 config algorithm.adv_estimator
+agent-r1 config metrics
+agent-r1 config metrics actor
 """,
 )
 @click.argument("key", required=False)
-def explain(key: str | None) -> None:
-    """Explain a setting, a section, or all of them."""
+@click.argument("metric", required=False)
+def explain(key: str | None, metric: str | None) -> None:
+    """Explain a setting, a section, or all of them; or, after "metrics", what is logged."""
     from agent_r1.config.docs import explain as lines_about
 
-    for line in lines_about(key):
+    if key == "metrics":
+        from agent_r1.monitor.names import explain as metrics_about
+
+        lines: Iterable[str] = metrics_about(metric)
+    elif metric is not None:
+        raise click.UsageError(f"{metric} is too much: one setting at a time")
+    else:
+        lines = lines_about(key)
+    for line in lines:
         click.echo(line)
 
 
