@@ -26,7 +26,7 @@ ESTIMATORS = (
     "opd",
 )
 POLICY_LOSSES = ("vanilla", "ppo", "gspo", "cispo", "reinforce")
-LOGGERS = ("console", "wandb", "tensorboard")
+LOGGERS = ("console", "wandb", "tensorboard", "mlflow", "trackio")
 
 WITH_CRITIC = ("gae", "turn_gae")
 WITH_GROUPS = ("grpo", "dr_grpo", "gigpo", "rloo", "reinforce_plus_plus_baseline")

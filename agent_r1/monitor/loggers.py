@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,10 +161,9 @@ class WandbLogger:
     def samples(self, trajectories: Sequence[Trajectory], step: int) -> None:
         import wandb
 
-        table = wandb.Table(columns=["step", "task", "transcript", "answer", "reward"])
-        for t in trajectories:
-            reward = None if t.reward is None else t.reward.value
-            table.add_data(step, t.task.id, t.transcript, str(t.task.answer), reward)
+        table = wandb.Table(columns=list(_COLUMNS))
+        for row in _sample_rows(trajectories, step):
+            table.add_data(*row)
         self._run.log({"val/generations": table, "training/global_step": step})
 
     def close(self) -> None:
@@ -194,9 +194,123 @@ class TensorboardLogger:
         self._writer.close()
 
 
+class MlflowLogger:
+    """MLflow: the server that ``MLFLOW_TRACKING_URI`` names, else ``mlruns`` in the run folder.
+
+    A run that is continued goes on in the same run of MLflow, found by its tag
+    ``agent_r1.run_id``. Characters that MLflow does not allow in names, such as ``@``, become
+    ``_``.
+    """
+
+    _TAG = "agent_r1.run_id"
+
+    def __init__(self) -> None:
+        self._client: Any = None
+        self._run = ""
+
+    def start(self, info: RunInfo) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        if not uri:
+            # MLflow asks whoever keeps runs in files whether they would not rather have a database.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+            uri = (info.path.resolve() / "mlruns").as_uri()
+        client = self._client = MlflowClient(uri)
+        known = client.get_experiment_by_name(info.project)
+        group = known.experiment_id if known else client.create_experiment(info.project)
+        found = client.search_runs([group], f"tags.`{self._TAG}` = '{info.run_id}'", max_results=1)
+        if found:
+            self._run = found[0].info.run_id
+            client.update_run(self._run, status="RUNNING")
+            return
+        tags = {self._TAG: info.run_id}
+        self._run = client.create_run(group, run_name=info.experiment, tags=tags).info.run_id
+        settings = [Param(name, str(value)[:500]) for name, value in _leaves(info.config)]
+        for first in range(0, len(settings), 100):  # as many as a request may have
+            client.log_batch(self._run, params=settings[first : first + 100])
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        listed = [
+            Metric(re.sub(r"[^\w\-. :/]", "_", name), value, now, step)
+            for name, value in metrics.items()
+        ]
+        for first in range(0, len(listed), 1000):
+            self._client.log_batch(self._run, metrics=listed[first : first + 1000])
+
+    def samples(self, trajectories: Sequence[Trajectory], step: int) -> None:
+        rows = [dict(zip(_COLUMNS, row, strict=True)) for row in _sample_rows(trajectories, step)]
+        self._client.log_dict(self._run, {"rows": rows}, f"val/generations-{step:06d}.json")
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+class TrackioLogger:
+    """trackio, with its files where ``TRACKIO_DIR`` says or trackio has them.
+
+    A run that is continued goes on under the same name, which has the run's id in it.
+    """
+
+    def __init__(self) -> None:
+        self._run: Any = None
+
+    def start(self, info: RunInfo) -> None:
+        import trackio
+
+        self._run = trackio.init(
+            project=info.project,
+            name=f"{info.experiment}-{info.run_id}",
+            config=dict(_leaves(info.config)),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def samples(self, trajectories: Sequence[Trajectory], step: int) -> None:
+        import pandas
+        import trackio
+
+        frame = pandas.DataFrame(_sample_rows(trajectories, step), columns=list(_COLUMNS))
+        self._run.log({"val/generations": trackio.Table(dataframe=frame)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_COLUMNS = ("step", "task", "transcript", "answer", "reward")
+
+
+def _sample_rows(trajectories: Sequence[Trajectory], step: int) -> list[tuple[Any, ...]]:
+    return [
+        (step, t.task.id, t.transcript, str(t.task.answer), t.reward.value if t.reward else None)
+        for t in trajectories
+    ]
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their dotted names."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            plain = isinstance(value, bool | int | float | str)
+            yield f"{prefix}{name}", value if plain else str(value)
+
+
 _LOGGERS: Mapping[str, Callable[[], RunLogger]] = {
     "wandb": WandbLogger,
     "tensorboard": TensorboardLogger,
+    "mlflow": MlflowLogger,
+    "trackio": TrackioLogger,
 }
 
 

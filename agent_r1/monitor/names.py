@@ -83,7 +83,7 @@ METRICS: Mapping[str, str] = {
     "async/cut_groups": "groups that began without their slowest members",
     "async/mixed_trajectories": "share of trajectories written by more than one policy",
     "async/staleness/*": "updates between the policy of a token and the one that it improves",
-    "async/version_share/*": "share of tokens that are so many updates old",
+    "async/version_share/lag_*": "share of tokens that are so many updates old",
     "weights/version": "version of the policy that the engine serves",
     "weights/bytes": "bytes that its transfer took",
     "weights/seconds": "seconds that its transfer took",

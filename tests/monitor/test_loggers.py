@@ -1,6 +1,7 @@
 """A logger may fail, block or be slow: training does not notice, the person is told once."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -209,6 +210,86 @@ def test_wandb_is_offline_without_an_account_and_as_told_otherwise(wandb, monkey
     monkeypatch.setenv("WANDB_MODE", "online")
     logger.start(INFO)
     assert wandb.init_args["mode"] is None
+
+
+def test_mlflow_gets_metrics_settings_and_texts_and_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    from mlflow import MlflowClient
+
+    told = []
+    config = {"trainer": {"seed": 7, "logger": ("mlflow",)}, "x": None}
+    for sitting in (1, 2):
+        (logger,) = make_loggers(["mlflow"], told.append)
+        logger.start(RunInfo(tmp_path, "p", "e", "run1", config | {"x": sitting}))
+        logger.log({"val-core/a/mean@8": sitting / 2, "odd": float("nan")}, sitting)
+        logger.samples([make_trajectory([("code", "output"), "answer"])], sitting)
+        logger.close()
+    assert told == []
+    client = MlflowClient((tmp_path / "mlruns").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("p").experiment_id])
+    assert run.info.run_name == "e" and run.info.status == "FINISHED"
+    assert run.data.params == {"trainer.seed": "7", "trainer.logger": "('mlflow',)", "x": "1"}
+    history = client.get_metric_history(run.info.run_id, "val-core/a/mean_8")
+    assert [(m.step, m.value) for m in history] == [(1, 0.5), (2, 1.0)]
+    names = [file.path for file in client.list_artifacts(run.info.run_id, "val")]
+    assert names == ["val/generations-000001.json", "val/generations-000002.json"]
+
+
+def test_trackio_gets_metrics_and_texts_and_goes_on_in_the_same_run(monkeypatch):
+    class FakeTrackio(list):
+        Table = staticmethod(lambda dataframe: dataframe.to_dict("records"))
+
+        def init(self, **settings):
+            self.append(settings)
+            return self
+
+        def log(self, row, step):
+            self.append((row, step))
+
+        def finish(self):
+            self.append("finished")
+
+    fake = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", fake)
+    logger = loggers.TrackioLogger()
+    logger.start(RunInfo(Path("."), "p", "e", "id", {"a": {"b": None}, "c": 1}))
+    logger.log({"x": 1.0}, 5)
+    logger.samples([make_trajectory(["a"], answer=7)], 5)
+    logger.close()
+    settings, *rest = fake
+    assert (settings["name"], settings["resume"]) == ("e-id", "allow")
+    assert settings["config"] == {"a.b": "None", "c": 1}
+    row = {"step": 5, "task": "task", "transcript": "a", "answer": "7", "reward": None}
+    assert rest == [({"x": 1.0}, 5), ({"val/generations": [row]}, 5), "finished"]
+
+
+@pytest.mark.slow
+def test_the_real_trackio_writes_a_run(tmp_path):
+    """In a process of its own: trackio reads its folder when it is imported."""
+    pytest.importorskip("trackio")
+    code = (
+        "from pathlib import Path\n"
+        "from agent_r1.monitor.loggers import RunInfo, make_loggers\n"
+        "from agent_r1.testing import make_trajectory\n"
+        "told = []\n"
+        "for step in (1, 2):\n"
+        "    (logger,) = make_loggers(['trackio'], told.append)\n"
+        "    logger.start(RunInfo(Path('.'), 'p', 'e', 'id', {'a': 1}))\n"
+        "    logger.log({'x': step / 2}, step)\n"
+        "    logger.samples([make_trajectory(['a'])], step)\n"
+        "    logger.close()\n"
+        "print(told)\n"
+        "import trackio\n"
+        "run = trackio.Api().runs('p')\n"
+        "print(len(list(run)))\n"
+    )
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert out.stdout.splitlines()[-2:] == ["[]", "1"]
 
 
 @pytest.mark.slow

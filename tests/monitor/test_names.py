@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "agent_r1"
 PREFIXES = {name.split("/")[0] for name in METRICS}
 NAME = re.compile(r"[a-z_-]+(/[a-zA-Z_@*-]+)+")
 WRITERS = ("monitor/metrics.py", "trainer", "distributed/worker.py", "algorithms/stats.py")
-NO_METRICS = {"critic/rewards", "val/generations"}
+NO_METRICS = {"critic/rewards", "rollout/seconds", "val/generations"}
 
 
 def written_names():
