@@ -102,7 +102,9 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
         actor_rollout_ref__model__path="./my-model",
         data__train_files="train.parquet (or generator:NAME)",
     )
-    with _resumable(config.trainer.run_dir):
+    from agent_r1.tracing import exported
+
+    with exported("agent-r1 train"), _resumable(config.trainer.run_dir):
         from agent_r1.distributed.run import train as run_train
 
         run_dir = run_train(config)

@@ -40,6 +40,7 @@ from agent_r1.tool.protocol import (
     checked_step,
     environments_of,
 )
+from agent_r1.tracing import span
 from agent_r1.types import (
     Completion,
     Finish,
@@ -209,7 +210,8 @@ class AgentLoop:
 
     async def _act(self, episode: _Episode, env: Environment, params: SamplingParams) -> Turn:
         started = time.perf_counter()
-        completion = await self._sample(episode, env, params)
+        with span("engine call", prompt_tokens=len(episode.prompt)):
+            completion = await self._sample(episode, env, params)
         episode.used += completion.length
         return Turn(
             prompt_ids=episode.prompt,
@@ -240,7 +242,8 @@ class AgentLoop:
     ) -> tuple[Turn, Step]:
         """Let the environment answer. Its clock and its failures stay its own."""
         started = time.perf_counter()
-        answer = await self._asked(env, "step", env.astep(turn.text), episode, sampling, number)
+        with span("tool call", turn=number):
+            answer = await self._asked(env, "step", env.astep(turn.text), episode, sampling, number)
         try:
             step = checked_step(env, answer)
         except EnvironmentContractError as failure:

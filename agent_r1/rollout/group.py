@@ -17,6 +17,7 @@ from agent_r1.errors import RolloutFailed
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.limits import Sampling
 from agent_r1.rollout.stream import Watcher
+from agent_r1.tracing import span
 from agent_r1.types import Task, Trajectory
 
 Scorer = Callable[[Trajectory], Awaitable[Trajectory]]
@@ -82,6 +83,11 @@ class GroupRunner:
         self._scorer = scorer
         self._max_concurrency = max_concurrency
 
+    async def _sampled(self, member: _Member, sampling: Sampling) -> Trajectory:
+        group, index = member.group, member.index
+        with span("trajectory", id=f"{group.group_id}/{index}", task=group.task.id):
+            return await self._loop.run(group.task, group.group_id, index, sampling)
+
     def rollouts(
         self,
         sampling: Sampling,
@@ -91,9 +97,7 @@ class GroupRunner:
     ) -> Rollouts:
         """Groups to be submitted one after another; see :class:`Rollouts`."""
         return Rollouts(
-            lambda member: self._loop.run(
-                member.group.task, member.group.group_id, member.index, sampling
-            ),
+            lambda member: self._sampled(member, sampling),
             self._engine,
             self._scorer,
             on_finished,

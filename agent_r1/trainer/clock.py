@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from agent_r1.tracing import span
+
 
 class Clock:
     """Adds up wall-clock seconds by phase; phases may repeat."""
@@ -18,7 +20,8 @@ class Clock:
     def __call__(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
-            yield
+            with span(phase):
+                yield
         finally:
             passed = time.perf_counter() - started
             self._seconds[phase] = self._seconds.get(phase, 0.0) + passed

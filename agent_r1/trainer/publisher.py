@@ -10,6 +10,7 @@ from torch import Tensor
 
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engine import Engine, RestingEngine, WeightSource
+from agent_r1.tracing import span
 
 _LOG = logging.getLogger(__name__)
 
@@ -59,7 +60,10 @@ class WeightPublisher:
         for attempt in range(self._attempts):
             try:
                 source = _copy(self._source) if self._copies else self._source
-                size = await self._engine.load_weights(source, version, keep_cache=self._keep_cache)
+                with span("transfer", version=version):
+                    size = await self._engine.load_weights(
+                        source, version, keep_cache=self._keep_cache
+                    )
                 self.version = version
                 break
             except EngineError as error:

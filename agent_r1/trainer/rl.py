@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -32,6 +33,7 @@ from agent_r1.monitor.run import RunFolder
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.group import Group, GroupRunner, require_usable
 from agent_r1.rollout.limits import Sampling
+from agent_r1.tracing import span
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
@@ -151,6 +153,10 @@ class RLTrainer:
             await self._parts.engine.close()
 
     async def _train_step(self) -> tuple[dict[str, float], list[Trajectory]]:
+        with span("step", number=self.step + 1):
+            return await self._take_step()
+
+    async def _take_step(self) -> tuple[dict[str, float], list[Trajectory]]:
         clock = Clock()
         with clock("gen"):
             sample = await self._stop.guard(self._sampler.gather(self.step))
@@ -301,7 +307,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         else:
             tell(future.set_result, result)
 
-    Thread(target=run, name="agent-r1-learner", daemon=True).start()
+    Thread(target=copy_context().run, args=(run,), name="agent-r1-learner", daemon=True).start()
     return await future
 
 

@@ -48,7 +48,7 @@ def test_every_name_in_the_code_has_a_meaning():
 
 def test_the_names_that_are_put_together_have_a_meaning():
     """``_named(prefix, summary)`` of the updates, and the phases of the clock."""
-    keys = re.compile(r'^ +"([a-z_0-9]+)": .*(self\.|float\()', re.M)
+    keys = re.compile(r'^ +"([a-z_0-9]+)": .*(?:self\.|float\()', re.M)
     stats = (PACKAGE / "algorithms/stats.py").read_text()
     summaries = set(keys.findall(stats)) | {"updates", "skipped_updates", "grad_norm", "lr"}
     named = {prefix + name for prefix in ("actor/", "critic/", "training/") for name in summaries}
