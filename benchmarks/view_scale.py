@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from agent_r1.monitor.arrows import ArrowFile
 
+from agent_r1.monitor.arrows import ArrowFile
 from agent_r1.monitor.query import Query, RunIndex
 from agent_r1.monitor.records import Stored
 from agent_r1.types import Completion, Finish, Outcome, Reward, Task, ToolCall, Trajectory, Turn

@@ -137,7 +137,8 @@ class IndexFile:
         known = np.ascontiguousarray(self.facts["document"])
         rows = np.searchsorted(known, documents)
         rows, documents = rows[rows < len(known)], documents[rows < len(known)]
-        return rows[known[rows] == documents]  # others were cut off with a resumed run
+        kept: NDArray[np.int64] = rows[known[rows] == documents]  # others were cut off
+        return kept
 
     def close(self) -> None:
         self._db.close()
