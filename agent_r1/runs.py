@@ -1,18 +1,23 @@
 """Runs as data frames, for notebooks: ``load("runs/my/run").metrics()``.
 
-Frames are those of pandas, which ``pip install 'agent-r1[notebook]'`` brings.
+Frames are those of pandas, which ``pip install 'agent-r1[notebook]'`` brings, or on request those
+of polars and ``datasets``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.metrics import succeeded
 from agent_r1.monitor.records import StoredTrajectory, read_stored, trajectories_file
 from agent_r1.monitor.run import METRICS_FILE, load_metrics
+
+Form = Literal["pandas", "polars", "datasets"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +29,8 @@ class Run:
     def metrics(self) -> Any:
         """``pandas.DataFrame`` with the steps as index and one column for each metric.
 
-        A step without a metric has NaN there.
+        A step without a metric has NaN there. For polars:
+        ``polars.from_pandas(run.metrics().reset_index())``.
 
         Raises:
             DataError: the folder has no metrics, as an evaluation's has none.
@@ -34,18 +40,21 @@ class Run:
         steps = pandas.Index([int(line.pop("step")) for line in lines], name="step", dtype="int64")
         return pandas.DataFrame(lines, index=steps)
 
-    def trajectories(self, *, text: bool = False) -> Any:
-        """``pandas.DataFrame`` with one row for each trajectory, in the order of the file.
+    def trajectories(self, *, text: bool = False, form: Form = "pandas") -> Any:
+        """Frame with one row for each trajectory, in the order of the file.
 
         ``reward`` is NaN where there was none, and ``reward/<part>`` holds its parts. Lengths
         are in tokens, times in seconds. ``text`` adds what was written, which may be large:
         ``model_text`` is the model's, ``transcript`` has the environment's as well.
 
+        ``form``: a frame of pandas or polars, or a ``datasets.Dataset``; a part of the reward
+        that only some trajectories have is null or NaN in the others.
+
         Raises:
             DataError: the file is missing or damaged.
         """
         rows = (_row(stored, text) for stored in read_stored(self.path))
-        return _pandas().DataFrame(rows)
+        return _framed(rows, form)
 
 
 def load(path: Path | str) -> Run:
@@ -91,6 +100,22 @@ def _row(stored: StoredTrajectory, text: bool) -> dict[str, Any]:
     if text:
         row |= {"model_text": trajectory.model_text, "transcript": trajectory.transcript}
     return row
+
+
+def _framed(rows: Iterable[dict[str, Any]], form: Form) -> Any:
+    if form == "polars":
+        return _imported("polars").DataFrame(list(rows), infer_schema_length=None)
+    frame = _pandas().DataFrame(rows)
+    if form == "pandas":
+        return frame
+    return _imported("datasets").Dataset.from_pandas(frame, preserve_index=False)
+
+
+def _imported(package: str) -> Any:
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise ConfigError(f"form={package} needs that package: pip install {package}") from error
 
 
 def _pandas() -> Any:

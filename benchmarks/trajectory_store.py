@@ -24,8 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from agent_r1.monitor.arrows import ArrowFile, read_arrows
 from agent_r1.monitor.jsonl import JsonlFile, encode, read_jsonl
-from agent_r1.monitor.records import encode_trajectory
+from agent_r1.monitor.records import Stored, encode_trajectory
 from agent_r1.types import Completion, Finish, Outcome, Reward, Task, Trajectory, Turn
 
 WORDS = 50_000
@@ -40,14 +41,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     trajectories = make(options.count, options.tokens)
-    records = [encode_trajectory(t, step=1, split="train") for t in trajectories]
-    ways = {"jsonl": (write_jsonl, read_lines), "jsonl_zstd": (write_zstd, read_zstd)}
-    ways["parquet_zstd"] = (write_parquet, read_parquet)
+    ways = {"jsonl": (write_jsonl, read_lines), "arrow_zstd": (write_arrows, read_stream)}
+    ways |= {"jsonl_zstd": (write_zstd, read_zstd), "parquet_zstd": (write_parquet, read_parquet)}
     with tempfile.TemporaryDirectory() as folder:
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for _ in range(options.rounds):
             for name, (write, read) in ways.items():
-                taken[name].append(measure(write, read, records, Path(folder) / name))
+                taken[name].append(measure(write, read, trajectories, Path(folder) / name))
     report = {"tokens": options.tokens, "trajectories": options.count} | {
         name: {
             key: round(statistics.median(row[key] for row in rows), 3) for key in sorted(rows[0])
@@ -61,38 +61,53 @@ def main() -> None:
 
 
 def measure(
-    write: Callable[[Sequence[Any], Path], None],
+    write: Callable[[Sequence[Trajectory], Path], None],
     read: Callable[[Path], int],
-    records: Sequence[Any],
+    trajectories: Sequence[Trajectory],
     path: Path,
 ) -> dict[str, float]:
     path.unlink(missing_ok=True)
     began = time.perf_counter()
-    write(records, path)
+    write(trajectories, path)
     written = time.perf_counter()
     count = read(path)
     ended = time.perf_counter()
-    assert count == len(records)
+    assert count == len(trajectories)
     return {
-        "kilobytes_each": path.stat().st_size / len(records) / 1000,
-        "write_ms_each": (written - began) / len(records) * 1000,
-        "read_ms_each": (ended - written) / len(records) * 1000,
+        "kilobytes_each": path.stat().st_size / len(trajectories) / 1000,
+        "write_ms_each": (written - began) / len(trajectories) * 1000,
+        "read_ms_each": (ended - written) / len(trajectories) * 1000,
     }
 
 
-def write_jsonl(records: Sequence[Any], path: Path) -> None:
+def encoded(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+    return [encode_trajectory(t, step=1, split="train") for t in trajectories]
+
+
+def write_jsonl(trajectories: Sequence[Trajectory], path: Path) -> None:
     file = JsonlFile(path)
-    file.append(records)
+    file.append(encoded(trajectories))
     file.close()
+
+
+def write_arrows(trajectories: Sequence[Trajectory], path: Path) -> None:
+    """As runs write them."""
+    file = ArrowFile(path)
+    file.append([Stored(t, 1, "train") for t in trajectories])
+    file.close()
+
+
+def read_stream(path: Path) -> int:
+    return sum(1 for _ in read_arrows(path))
 
 
 def read_lines(path: Path) -> int:
     return sum(1 for _ in read_jsonl(path))
 
 
-def write_zstd(records: Sequence[Any], path: Path) -> None:
+def write_zstd(trajectories: Sequence[Trajectory], path: Path) -> None:
     """One frame of the step's lines, behind its two lengths."""
-    data = b"".join(encode(record) + b"\n" for record in records)
+    data = b"".join(encode(record) + b"\n" for record in encoded(trajectories))
     packed = pa.compress(data, codec="zstd", asbytes=True)
     lengths = len(data).to_bytes(8, "little") + len(packed).to_bytes(8, "little")
     path.write_bytes(lengths + packed)
@@ -104,10 +119,10 @@ def read_zstd(path: Path) -> int:
     return sum(1 for line in lines.splitlines() if msgspec.json.decode(line))
 
 
-def write_parquet(records: Sequence[Any], path: Path) -> None:
+def write_parquet(trajectories: Sequence[Trajectory], path: Path) -> None:
     """Ids and log-probabilities as columns of lists; all the rest as the JSON it is."""
     columns: dict[str, list[Any]] = {"rest": [], "ids": [], "logprobs": []}
-    for record in records:
+    for record in encoded(trajectories):
         ids: list[np.ndarray] = []
         logprobs: list[np.ndarray] = []
         turns = []

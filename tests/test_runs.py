@@ -66,3 +66,22 @@ def test_mistakes_are_named(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ConfigError, match=r"agent-r1\[notebook\]"):
         runs.load(folder).trajectories()
+
+
+@pytest.mark.parametrize("form", ["polars", "datasets"])
+def test_other_frames_hold_the_same_rows(folder, form):
+    pytest.importorskip(form)
+    run = runs.load(folder)
+    table, frame = run.trajectories(form=form, text=True), run.trajectories(text=True)
+    rows = table.to_dicts() if form == "polars" else list(table)
+    assert len(rows) == len(frame) == 3
+    for name in ("step", "split", "outcome", "success", "tool_errors", "transcript"):
+        assert [row[name] for row in rows] == list(frame[name])
+    assert [row["reward"] for row in rows][::2] == [0.5, 0.5]
+    assert [row.get("reward/accuracy") for row in rows][::2] == [1.0, 1.0]
+
+
+def test_a_form_whose_package_is_missing_names_it(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(ConfigError, match="pip install polars"):
+        runs.load(folder).trajectories(form="polars")
