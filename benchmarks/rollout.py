@@ -88,7 +88,9 @@ async def one_round(engine, codec, count: int, seconds: float, number: int):
     began = time.perf_counter()
     found = await runner.run(groups, Sampling(seed=number + 1))
     took = time.perf_counter() - began
-    assert not any(t.outcome.failed for t in found)
+    failed = [t.error for t in found if t.outcome.failed]
+    if failed:
+        raise SystemExit(f"{len(failed)} trajectories failed: {failed[0]}")
     return took, sum(len(turn.completion.token_ids) for t in found for turn in t.turns)
 
 

@@ -26,7 +26,9 @@ def test_rollouts_by_vllm_that_are_two_updates_old_teach_the_quick_starts_task(t
             f"actor_rollout_ref.rollout.vllm.python={python}",
             "actor_rollout_ref.rollout.vllm.args=[--block-size,'32']",
             "actor_rollout_ref.rollout.vllm.env={OMP_NUM_THREADS: '1'}",
-            "sandbox.limits={wall_seconds: 10, memory_bytes: 256MiB}",  # three share two cores
+            # vLLM, the trainer and the tools may have to share two cores.
+            "sandbox.limits={wall_seconds: 10, memory_bytes: 256MiB}",
+            "tool.timeout_s=900",
         ],
     )
     text = (tmp_path / "rl" / "metrics.jsonl").read_text()
