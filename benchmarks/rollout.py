@@ -59,7 +59,7 @@ def main() -> None:
 
 async def measure(folder: Path, count: int, rounds: int, logs: Path):
     engine = open_vllm(
-        settings(), folder, max_model_len=512, dtype="float32", device="cpu", log_folder=logs
+        settings(), folder, max_model_len=256, dtype="float32", device="cpu", log_folder=logs
     )
     codec = Codec(load_tokenizer(folder))
     times = {"tools": [], "limit": []}
@@ -78,7 +78,7 @@ async def measure(folder: Path, count: int, rounds: int, logs: Path):
 
 
 async def one_round(engine, codec, count: int, seconds: float, number: int):
-    limits = LoopLimits(max_turns=TURNS, max_response_length=400, max_tokens_per_turn=TOKENS)
+    limits = LoopLimits(max_turns=TURNS, max_response_length=180, max_tokens_per_turn=TOKENS)
     loop = AgentLoop(engine, codec, Waits(seconds), limits)
     runner = GroupRunner(loop, engine, scored, max_concurrency=AT_ONCE)
     groups = [
