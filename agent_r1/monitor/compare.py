@@ -133,16 +133,32 @@ def _metrics(patterns: Sequence[str], known: Sequence[str]) -> list[str]:
     return list(chosen)
 
 
-def _settings(run: Path) -> str:
-    """The settings that make two runs comparable; the folder itself where there are none."""
+def comparable(run: Path) -> dict[str, Any] | None:
+    """The settings without seeds and names, paths seen from the folder above the run.
+
+    Runs of several seeds often have models of their own beside them, whose paths then are the
+    same. None where there are no settings.
+    """
     try:
         settings = yaml.safe_load((run / "config.yaml").read_text())
+        own = str(Path(settings["trainer"]["default_local_dir"]).parent)
     except (OSError, yaml.YAMLError):
-        return str(run.resolve())
-    return yaml.safe_dump(_without_names(settings), sort_keys=True)
+        return None
+    except (KeyError, TypeError):
+        own = ""
+    made = _without_names(settings, own if len(Path(own).parts) > 1 else "")
+    return made if isinstance(made, dict) else None
 
 
-def _without_names(settings: Any) -> Any:
+def _settings(run: Path) -> str:
+    """The settings that make two runs comparable; the folder itself where there are none."""
+    settings = comparable(run)
+    return str(run.resolve()) if settings is None else yaml.safe_dump(settings, sort_keys=True)
+
+
+def _without_names(settings: Any, own: str) -> Any:
+    if isinstance(settings, str) and own and settings.startswith(f"{own}/"):
+        return settings.removeprefix(f"{own}/")
     if not isinstance(settings, dict):
         return settings
-    return {k: _without_names(v) for k, v in settings.items() if k not in _ONLY_NAMES}
+    return {k: _without_names(v, own) for k, v in settings.items() if k not in _ONLY_NAMES}

@@ -18,11 +18,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from agent_r1.errors import AgentR1Error, DataError
-from agent_r1.monitor.compare import seed_groups
+from agent_r1.monitor.compare import comparable, seed_groups
 from agent_r1.monitor.query import Query, Row, as_json
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.copying import copied
-from agent_r1.viewer.run_view import RunView
+from agent_r1.viewer.run_view import RunView, flat
 from agent_r1.viewer.series import finite, series, wilson
 from agent_r1.viewer.shown import question_of, shown
 from agent_r1.viewer.spelling import SpellingOf
@@ -64,7 +64,7 @@ class Api:
     def runs(self, request: Request) -> Any:
         """The table of runs, with the settings in which they differ and groups of seeds."""
         runs = self._catalog.runs()
-        settings = {run.key: run.settings() for run in runs}
+        settings = {run.key: flat(comparable(run.path) or {}) for run in runs}
         groups = seed_groups([run.path for run in runs])
         group_of = {path: label for label, paths in groups.items() for path in paths}
         return {
@@ -151,23 +151,10 @@ class Api:
         }
 
     def interval(self, request: Request) -> Any:
-        """The 95 % interval of a validated share at each step that has stored trajectories.
-
-        ``val-core/<source>/<part>/mean@<n>`` is measured on as many tasks as the source has
-        trajectories of the step, divided by ``n``.
-        """
-        run, name = self._run(request), request.query_params.get("name", "")
-        parts = re.fullmatch(r"val-core/(.+)/[^/]+/mean@(\d+)", name)
-        if parts is None or not run.has_trajectories:
-            return {"steps": [], "low": [], "high": []}
-        index, found = run.index(), []
-        for line in run.metrics():
-            share, step = line.get(name, -1.0), int(line["step"])
-            query = Query(split="val", source=parts[1], step_from=step, step_to=step, limit=0)
-            if 0 <= share <= 1 and (tasks := index.page(query).total // int(parts[2])):
-                found.append((step, *wilson(share, tasks)))
-        steps, low, high = zip(*found, strict=True) if found else ((), (), ())
-        return {"steps": steps, "low": low, "high": high}
+        """``run``, repeatable, and ``name``: ``{run: interval}``, see :func:`interval_of`."""
+        asked = request.query_params
+        runs = [self._catalog.run(key) for key in asked.getlist("run")]
+        return {run.key: interval_of(run, asked.get("name", "")) for run in runs}
 
     def copy(self, request: Request) -> Response:
         """``form`` is markdown, trace or test."""
@@ -197,6 +184,26 @@ def _answering(handler: Handler) -> Callable[[Request], Response]:
 def _json(value: Any, status: int = 200) -> Response:
     text = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, default=str)
     return Response(text, status, media_type="application/json")
+
+
+def interval_of(run: RunView, name: str) -> dict[str, list[float]]:
+    """The 95 % interval of a validated share at each step that has stored trajectories.
+
+    ``val-core/<source>/<part>/mean@<n>`` is measured on as many tasks as the source has
+    trajectories of the step, divided by ``n``.
+    """
+    found: dict[str, list[float]] = {"steps": [], "low": [], "high": []}
+    parts = re.fullmatch(r"val-core/(.+)/[^/]+/mean@(\d+)", name)
+    if parts is None or not run.has_trajectories:
+        return found
+    index = run.index()
+    for line in run.metrics():
+        share, step = line.get(name, -1.0), int(line["step"])
+        query = Query(split="val", source=parts[1], step_from=step, step_to=step, limit=0)
+        if 0 <= share <= 1 and (tasks := index.page(query).total // int(parts[2])):
+            for edge, value in zip(found, (float(step), *wilson(share, tasks)), strict=True):
+                found[edge].append(value)
+    return found
 
 
 def query_of(asked: Mapping[str, str]) -> Query:

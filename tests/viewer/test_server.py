@@ -157,15 +157,29 @@ def test_the_table_of_runs(web, run):
 
 
 def test_settings_that_differ_are_named(run, tmp_path):
-    config = Config.model_validate({"trainer": {"seed": 5}})
+    config = Config.model_validate({"trainer": {"seed": 5}, "algorithm": {"gamma": 0.5}})
     with RunFolder(tmp_path / "runs" / "two", config) as out:
         out.log({"actor/entropy": 1.0}, step=1)
     with client(run.parent) as web:
         web.get("/?token=secret")
         found = ask(web, "runs")
         keys = {each["label"]: each["key"] for each in found["runs"]}
-        assert found["differing"]["trainer.seed"] == {keys["one"]: 0, keys["two"]: 5}
-        assert len({each["group"] for each in found["runs"]}) == 1  # seeds of one setting
+        assert found["differing"] == {"algorithm.gamma": {keys["one"]: 1.0, keys["two"]: 0.5}}
+        assert len({each["group"] for each in found["runs"]}) == 2
+
+
+def test_seeds_of_one_setting_are_one_group(run, tmp_path):
+    for seed in (1, 2):
+        own = tmp_path / "runs" / f"seed{seed}"
+        trainer = {"seed": seed, "default_local_dir": str(own / "rl")}
+        model = {"model": {"path": str(own / "model")}}
+        config = Config.model_validate({"trainer": trainer, "actor_rollout_ref": model})
+        with RunFolder(own / "rl", config) as out:
+            out.log({"actor/entropy": 1.0}, step=1)
+    with client(run.parent) as web:
+        web.get("/?token=secret")
+        groups = {each["label"]: each["group"] for each in ask(web, "runs")["runs"]}
+    assert groups["seed1/rl"] == groups["seed2/rl"] != groups["one"]
 
 
 def test_curves_leave_out_what_is_not_finite(web, run):
@@ -300,7 +314,8 @@ def test_validation_has_the_interval_of_its_tasks(tmp_path):
     with client(tmp_path / "run") as web:
         web.get("/?token=secret")
         name = "val-core/sums/accuracy/mean@1"
-        found = ask(web, "interval", run=only_run(web), name=name)
+        key = only_run(web)
+        found = ask(web, "interval", run=key, name=name)[key]
     # Wilson's interval of 3 of 10, from the formula by hand.
     assert found["steps"] == [5]
     assert found["low"] == pytest.approx([0.10779], abs=1e-4)

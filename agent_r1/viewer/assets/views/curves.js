@@ -59,8 +59,24 @@ function Grid({names, runs, all, weight, log}) {
   const {pulse, theme} = useShared();
   const keys = runs.map(run => run.key);
   const {data, error} = useData(names.length && keys.length ? "metrics" : "", {run: keys, name: names}, keys.map(key => pulse[key]).join());
-  return html`<${Problem} error=${error} /><div class="grid">${data && names.map(name => html`<${Chart} key=${name} name=${name} theme=${theme} log=${log}
-    lines=${linesOf(name, runs, all, data, weight)} />`)}</div>`;
+  return html`<${Problem} error=${error} /><div class="grid">${data && names.map(name => {
+    const shown = {name, theme, log, lines: linesOf(name, runs, all, data, weight)};
+    return VALIDATED.test(name) ? html`<${Validated} key=${name} runs=${runs} ...${shown} />` : html`<${Chart} key=${name} ...${shown} />`;
+  })}</div>`;
+}
+
+const VALIDATED = /^val-core\/.*\/mean@\d+$/;
+
+// A single run's validation has the 95 % interval of its tasks as a band.
+function Validated({runs, lines, name, ...rest}) {
+  const {pulse} = useShared();
+  const keys = runs.filter(run => run.has_trajectories && run.names.includes(name)).map(run => run.key);
+  const {data} = useData(keys.length ? "interval" : "", {run: keys, name}, keys.map(key => pulse[key]).join());
+  const made = lines.map(line => {
+    const found = line.run && !line.low && data?.[line.run];
+    return found && found.steps.join() === line.steps.join() ? {...line, low: found.low, high: found.high} : line;
+  });
+  return html`<${Chart} name=${name} ...${rest} lines=${made} note=${made.some((line, i) => line.low && !lines[i].low) ? "Band: 95 % interval of the tasks" : null} />`;
 }
 
 // A line for each setting, over its seeds; a single run has its raw values faint behind the mean.
@@ -81,7 +97,7 @@ function linesOf(name, runs, all, data, weight) {
     const smoothed = raw.map(each => weight && !points ? {...each, values: smooth(each.values, weight)} : each);
     if (weight && !points) for (const each of raw) lines.push({label: "", colour: stroke, faint: true, ...each});
     const made = raw.length > 1 ? band(smoothed) : smoothed[0];
-    lines.push({label, colour: stroke, points, ...made});
+    lines.push({label, colour: stroke, points, run: members.length === 1 ? members[0].key : null, ...made});
   }
   return lines.filter(line => line.steps.length);
 }
