@@ -258,12 +258,32 @@ class RunIndex:
         with self._lock:
             facts = self._index.facts[self._fitting(Query(split=split))]
             splits, outcomes = self._index.names("split"), self._index.names("outcome")
-        order = np.lexsort((facts["split"], facts["step"]))
-        facts = facts[order]
-        moved = np.diff(facts["step"], prepend=-1) != 0
-        moved |= np.diff(facts["split"].astype(np.int64), prepend=-1) != 0
-        parts = np.split(facts, np.flatnonzero(moved)[1:]) if len(facts) else []
-        return tuple(_summary(part, splits, outcomes) for part in parts)
+        if not len(facts):
+            return ()
+        names, part = np.unique(
+            facts["step"].astype(np.int64) << 16 | facts["split"], return_inverse=True
+        )
+        known = facts["success"] >= 0
+        size, scored = np.bincount(part), np.bincount(part, known)
+        reward = np.bincount(part, np.where(known, facts["reward"], 0.0))
+        success = np.bincount(part, np.where(known, facts["success"], 0))
+        tokens = np.bincount(part, facts["tokens"])
+        kinds = np.bincount(
+            part * len(outcomes) + facts["outcome"], minlength=len(names) * len(outcomes)
+        ).reshape(len(names), -1)
+        return tuple(
+            StepSummary(
+                step=int(name) >> 16,
+                split=splits[int(name) & 0xFFFF],
+                count=int(size[i]),
+                scored=int(scored[i]),
+                reward=float(reward[i] / scored[i]) if scored[i] else None,
+                success=float(success[i] / scored[i]) if scored[i] else None,
+                tokens=float(tokens[i] / size[i]),
+                outcomes={outcomes[k]: int(kinds[i, k]) for k in np.flatnonzero(kinds[i])},
+            )
+            for i, name in enumerate(names)
+        )
 
     def close(self) -> None:
         with self._lock:
@@ -377,21 +397,6 @@ def _row(number: int, fact: Any, shown: tuple[str, str, str], names: dict[str, l
         excerpt=shown[2],
         staleness=int(fact["staleness"]),
         seconds=round(float(fact["seconds"]), 3),
-    )
-
-
-def _summary(facts: NDArray[Any], splits: list[str], outcomes: list[str]) -> StepSummary:
-    known = facts["success"] >= 0
-    counts = np.bincount(facts["outcome"], minlength=len(outcomes)).tolist()
-    return StepSummary(
-        step=int(facts["step"][0]),
-        split=splits[int(facts["split"][0])],
-        count=len(facts),
-        scored=int(known.sum()),
-        reward=float(facts["reward"][known].mean()) if known.any() else None,
-        success=float(facts["success"][known].mean()) if known.any() else None,
-        tokens=float(facts["tokens"].mean()),
-        outcomes={name: n for name, n in zip(outcomes, counts, strict=True) if n},
     )
 
 

@@ -130,6 +130,7 @@ def test_distributions(index):
     assert third.outcomes == {"finished": 2, "length": 1}
     assert (fourth.split, fourth.success) == ("val", 1.0)
     assert [summary.step for summary in index.steps("train")] == [3]
+    assert index.steps("other") == ()
     assert json.loads(json.dumps(as_json(third)))["count"] == 3
 
 
