@@ -102,8 +102,11 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
         actor_rollout_ref__model__path="./my-model",
         data__train_files="train.parquet (or generator:NAME)",
     )
+    from agent_r1.distributed.launch import launch, needs_launch
     from agent_r1.tracing import exported
 
+    if needs_launch(config):
+        return launch(config, ["train", *(["--config", str(file)] if file else []), *overrides])
     with exported("agent-r1 train"), _resumable(config.trainer.run_dir):
         from agent_r1.distributed.run import train as run_train
 

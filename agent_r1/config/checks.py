@@ -311,7 +311,7 @@ def _remarks(config: Config) -> Iterator[str]:
             "rollout_is=none trains on older policies' trajectories as if they were the newest's; "
             "use auto, or bypass_mode=true"
         )
-    if trainer.nnodes * trainer.n_gpus_per_node > 1 and "WORLD_SIZE" not in os.environ:
+    if trainer.nnodes > 1 and "WORLD_SIZE" not in os.environ:
         yield (
             f"trainer.nnodes={trainer.nnodes} and trainer.n_gpus_per_node="
             f"{trainer.n_gpus_per_node}: this is one process on one device; to use them all, "

@@ -308,10 +308,13 @@ class TrainerConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: the GPU if there is one."""
     nnodes: PositiveInt = 1
-    """Machines. As many processes as there are GPUs on all of them are started by whoever launches
-    the run, such as torchrun (docs/scaling.md)."""
+    """Machines. On one, ``agent-r1 train`` starts a process for each GPU itself; on several,
+    torchrun does on each of them (docs/scaling.md)."""
     n_gpus_per_node: PositiveInt = 1
     """GPUs of each machine; without GPUs, processes."""
+    max_restarts: NonNegativeInt = 3
+    """How often the processes of a machine are started again, from the newest checkpoint, after
+    one of them was lost."""
     memory_check: Annotated[
         Literal["error", "warn", "off"],
         OffWord,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_r1.config.schema import Config
+from agent_r1.distributed.launch import restarts_so_far
 from agent_r1.distributed.ranks import Ranks, joined, started_as_rank
 from agent_r1.distributed.shard import shard_model
 from agent_r1.distributed.worker import RankWorker, ShardedWorker
@@ -63,6 +64,8 @@ def lead(config: Config, ranks: Ranks) -> Path:
     with ExitStack() as stack:
         stack.callback(ranks.let_go)
         parts, resume_from = build_parts(config, stack, make_worker)
+        if restarts := restarts_so_far():
+            parts.run.announce(f"restart {restarts} of at most {config.trainer.max_restarts}")
         RLTrainer(config, parts).fit(resume_from)
     return config.trainer.run_dir
 

@@ -1,0 +1,139 @@
+"""The processes of a run on one machine: started, and started again when one is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from agent_r1.config.load import load_config, to_yaml
+from agent_r1.distributed.launch import RESTARTS, launch, needs_launch, placement
+from agent_r1.errors import RankError
+
+from .test_rl import assert_equal, final_state, lines
+
+KILLED = -9
+
+
+def configured(*overrides):
+    return load_config(
+        None, ["trainer.device=cpu", "trainer.n_gpus_per_node=2", *overrides], environ={}
+    )
+
+
+def failing(*exitcodes):
+    """A launcher whose first attempts end like this; the next one succeeds."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    left, seen = list(exitcodes), []
+
+    def start(command, count):
+        seen.append((command, count, os.environ[RESTARTS]))
+        if left:
+            code = left.pop(0)
+            failure = ProcessFailure(local_rank=1, pid=1, exitcode=code, error_file="none")
+            raise ChildFailedError("agent_r1", {1: failure})
+
+    return start, seen
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """``launch`` speaks to the processes through this one's environment."""
+    for name in (RESTARTS, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+
+def test_one_process_on_one_device_needs_no_launch(monkeypatch):
+    assert not needs_launch(load_config(None, ["trainer.device=cpu"], environ={}))
+    assert needs_launch(configured())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not needs_launch(configured())
+
+
+def test_what_runs_where_is_told_first():
+    told = list(placement(configured()))
+    assert "2 processes" in told[0]
+    assert "rank 0" in told[1] and "training loop" in told[1] and "training loop" not in told[2]
+
+
+def test_a_lost_process_is_followed_by_a_restart_that_is_counted_and_explained():
+    start, seen = failing(KILLED, 1)
+    said = []
+    launch(configured(), ["train", "a=1"], say=said.append, start=start)
+    assert seen == [(("-m", "agent_r1", "train", "a=1"), 2, str(n)) for n in range(3)]
+    assert "rank 1 was killed by signal 9; restart 1 of at most 3" in said[-2]
+    assert "rank 1 failed with code 1; restart 2 of at most 3" in said[-1]
+
+
+def test_restarts_are_bounded():
+    start, seen = failing(*[KILLED] * 9)
+    with pytest.raises(RankError, match=r"max_restarts=2 restarts are used up"):
+        launch(configured("trainer.max_restarts=2"), ["train"], say=list, start=start)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("code", [2, 130])
+def test_a_wrong_configuration_and_an_interrupt_are_not_repeated(code):
+    start, seen = failing(code)
+    with pytest.raises(SystemExit) as ended:
+        launch(configured(), ["train"], say=list, start=start)
+    assert ended.value.code == code and len(seen) == 1
+
+
+def processes_of(run, rank):
+    """Processes of this run with this rank."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (folder / "environ").read_bytes().split(b"\0")
+            given = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"RANK={rank}".encode() in said and run.encode() in given and b"agent_r1" in given:
+            found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_whose_process_is_killed_ends_like_one_that_was_left_alone(
+    toy_config, tmp_path, rank
+):
+    def start(run):
+        config = toy_config(
+            "trainer.n_gpus_per_node=2",
+            "trainer.total_training_steps=12",
+            "trainer.save_freq=1",
+            run=run,
+        )
+        file = tmp_path / f"{run}.yaml"
+        file.write_text(to_yaml(config))
+        command = [sys.executable, "-m", "agent_r1", "train", "--config", str(file)]
+        return config.trainer.run_dir, subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    whole, process = start("whole")
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    run, process = start("killed")
+    checkpoints = run / "checkpoints"
+    while not list(checkpoints.glob("step-*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    (victim,) = processes_of("killed.yaml", rank)
+    os.kill(victim, signal.SIGKILL)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "was killed by signal 9; restart 1 of at most 3" in said
+    assert not processes_of("killed.yaml", 0) and not processes_of("killed.yaml", 1)
+    assert_equal(final_state(whole), final_state(run))
+    assert lines(whole, "metrics.jsonl") == lines(run, "metrics.jsonl")
