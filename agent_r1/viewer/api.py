@@ -151,10 +151,13 @@ class Api:
         }
 
     def interval(self, request: Request) -> Any:
-        """``run``, repeatable, and ``name``: ``{run: interval}``, see :func:`interval_of`."""
+        """``run``, repeatable, and ``name``: ``runs`` by key, see :func:`interval_of`."""
         asked = request.query_params
         runs = [self._catalog.run(key) for key in asked.getlist("run")]
-        return {run.key: interval_of(run, asked.get("name", "")) for run in runs}
+        return {
+            "runs": {run.key: interval_of(run, asked.get("name", "")) for run in runs},
+            "pending": sum(run.index().pending for run in runs if run.has_trajectories),
+        }
 
     def copy(self, request: Request) -> Response:
         """``form`` is markdown, trace or test."""

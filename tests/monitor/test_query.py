@@ -63,7 +63,7 @@ def test_a_row_says_what_a_trajectory_is(index):
     assert row.length == row.tokens + len("question") + len("ZeroDivisionError: division by zero")
     assert (row.reward, row.success, row.outcome) == (0.0, False, "finished")
     assert (row.source, row.excerpt, row.environment) == ("test", "I give up", "retool")
-    assert row.staleness == 3  # its tokens are of version 0
+    assert row.staleness == 2  # its tokens are of version 0, those of step 3 of version 2
     unscored = index.row("2")
     assert unscored.reward is None and unscored.success is None
 

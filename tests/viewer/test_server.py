@@ -315,7 +315,7 @@ def test_validation_has_the_interval_of_its_tasks(tmp_path):
         web.get("/?token=secret")
         name = "val-core/sums/accuracy/mean@1"
         key = only_run(web)
-        found = ask(web, "interval", run=key, name=name)[key]
+        found = ask(web, "interval", run=key, name=name)["runs"][key]
     # Wilson's interval of 3 of 10, from the formula by hand.
     assert found["steps"] == [5]
     assert found["low"] == pytest.approx([0.10779], abs=1e-4)

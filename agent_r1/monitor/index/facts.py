@@ -160,6 +160,7 @@ def _numbers(record: _Record) -> dict[str, float]:
     written = [_count(turn.token_ids) if t is None else t for t, turn in _counted(turns)]
     group = f"{record.split}/{record.step}/{record.group_id}".encode("utf-8", "replace")
     oldest = min((_oldest(turn) for turn in turns), default=record.step)
+    sampler = record.step - (record.split == "train")  # a step trains what the one before made
     return {
         "step": record.step,
         "sibling": record.index,
@@ -168,7 +169,7 @@ def _numbers(record: _Record) -> dict[str, float]:
         "length": (_count(turns[0].prompt_ids) if turns else 0) + sum(written) + sum(seen),
         "tool_calls": len(calls),
         "tool_errors": calls.count(False),
-        "staleness": max(0, record.step - oldest),
+        "staleness": max(0, sampler - oldest),
         "seconds": float(record.seconds),
         "success": -1 if reward is None else int(_solved(reward)),
         "reward": float("nan") if reward is None else reward.value,

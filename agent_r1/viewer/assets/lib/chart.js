@@ -111,7 +111,7 @@ export function Chart({name, title = name, lines, log = false, height = 170, syn
     <div class="plot" ref=${place} role="img" aria-label=${described(title, lines)}></div>
     <ul class="legend">${made.shown.filter(({line}) => !line.faint).map(({line, at: column}) => html`
       <li><i class=${"swatch " + line.colour.slice(2)}></i><bdi>${line.label}</bdi>
-        <b>${metric(name, near(made.data[column], at))}</b>${line.low && html`<small>
+        <b>${metric(name, near(made.data[column], at))}</b>${line.low && html` <small>
         ${metric(name, made.data[column + 2][at])} to ${metric(name, made.data[column + 1][at])}</small>`}</li>`)}
     </ul>${note && html`<p class="note">${note}</p>`}
   </figure>`;

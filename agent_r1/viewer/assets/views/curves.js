@@ -73,7 +73,7 @@ function Validated({runs, lines, name, ...rest}) {
   const keys = runs.filter(run => run.has_trajectories && run.names.includes(name)).map(run => run.key);
   const {data} = useData(keys.length ? "interval" : "", {run: keys, name}, keys.map(key => pulse[key]).join());
   const made = lines.map(line => {
-    const found = line.run && !line.low && data?.[line.run];
+    const found = line.run && !line.low && data?.runs[line.run];
     return found && found.steps.join() === line.steps.join() ? {...line, low: found.low, high: found.high} : line;
   });
   return html`<${Chart} name=${name} ...${rest} lines=${made} note=${made.some((line, i) => line.low && !lines[i].low) ? "Band: 95 % interval of the tasks" : null} />`;
