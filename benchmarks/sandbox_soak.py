@@ -314,14 +314,17 @@ async def in_session(soak: Soak, client: SandboxClient, chance: random.Random, n
     await asyncio.to_thread(client.close_session, name)
 
 
-async def inject(soak: Soak, services: list[Service], seconds: float) -> None:
-    """A fault every ``seconds`` or so: mostly one process, now and then the whole victim."""
+async def inject(soak: Soak, services: list[Service], seconds: float, whole: float) -> None:
+    """A fault every ``seconds`` or so: mostly one process, now and then the whole victim.
+
+    ``whole``: how often that is. No other fault is injected until it is back.
+    """
     victim = services[1]
     while True:
         await asyncio.sleep(seconds * soak.random.uniform(0.5, 1.5))
         if time.monotonic() > soak.until - 5:
             return
-        if soak.random.random() < 0.15:
+        if soak.random.random() < whole:
             number = soak.random.choice([signal.SIGKILL, signal.SIGTERM])
             soak.faults[f"victim {number.name}"] += 1
             left = await asyncio.to_thread(victim.end, number)
@@ -365,7 +368,7 @@ async def run(options: argparse.Namespace) -> tuple[Soak, dict[str, object]]:
     policy = ClientPolicy(attempts=5)
     client = SandboxClient([service.url for service in services], policy=policy)
     helpers = [asyncio.ensure_future(watch(soak, services))]
-    faults = asyncio.ensure_future(inject(soak, services, options.fault_seconds))
+    faults = asyncio.ensure_future(inject(soak, services, options.fault_seconds, options.whole))
     try:
         await asyncio.gather(*[load(soak, client, n) for n in range(options.workers)])
         await faults
@@ -462,6 +465,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--workers", type=int, default=12)
     parser.add_argument("--fault-seconds", type=float, default=4.0)
+    parser.add_argument("--whole", type=float, default=0.15, help="share of faults to the victim")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "sandbox_soak")
     parser.add_argument("--log", type=Path, default=Path("sandbox_soak.log"))
