@@ -332,7 +332,10 @@ def state(pid: int) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     for name in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(OSError):
-            kinds[re.sub(r"[:\d\[\]]+$", "", os.readlink(f"/proc/{pid}/fd/{name}"))] += 1
+            place = os.readlink(f"/proc/{pid}/fd/{name}")
+            if place.startswith("/sys/fs/cgroup/"):  # that of which slot is no matter
+                place = os.path.basename(place)
+            kinds[re.sub(r"[:\d\[\]]+$", "", place)] += 1
     return {"resident": resident(pid), "files": dict(sorted(kinds.items()))}
 
 

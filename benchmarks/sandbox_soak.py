@@ -79,7 +79,8 @@ class Process:
 
 def read_process(pid: int) -> Process | None:
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # Before the last bracket is a name that a program may have chosen, of any bytes.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] == "Z" else Process(pid, int(fields[1]), fields[19])
