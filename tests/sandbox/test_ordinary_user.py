@@ -136,6 +136,24 @@ def test_executors_without_namespaces_end_only_their_own_programs(level: str, be
     assert done.stdout == "success whole\n\n" * 4, done.stdout + done.stderr
 
 
+CLOSED = """
+import os, tempfile
+from agent_r1.sandbox.guest import trees
+top = tempfile.mkdtemp()
+os.makedirs(f"{top}/a/b/c/d")
+open(f"{top}/a/b/c/file", "w").close()
+for below in ("a/b/c/d", "a/b/c", "a/b", "a", ""):
+    os.chmod(f"{top}/{below}", 0)
+trees.remove(top)
+print(os.path.exists(top))
+"""
+
+
+def test_folders_that_are_closed_one_in_the_other_are_removed() -> None:
+    done = as_nobody(CLOSED)
+    assert done.stdout == "False\n", done.stdout + done.stderr
+
+
 BOTH_KILLED = """
 import os, signal, subprocess, sys, tempfile, time
 host = '''

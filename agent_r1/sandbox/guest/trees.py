@@ -44,6 +44,7 @@ def _remove_layer(top: int, name: str) -> None:
     try:
         for entry in os.listdir(folder):
             if not _unlinked(entry, folder):
+                os.close(_open(entry, folder))  # a folder that is closed cannot be moved either
                 other = f"{name[:8]}-{secrets.token_hex(8)}"
                 os.rename(entry, other, src_dir_fd=folder, dst_dir_fd=top)
     finally:
