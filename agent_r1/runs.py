@@ -83,6 +83,7 @@ def _row(stored: StoredTrajectory, text: bool) -> dict[str, Any]:
         "group_id": trajectory.group_id,
         "index": trajectory.index,
         "task_id": trajectory.task.id,
+        "env": trajectory.task.env,
         "data_source": trajectory.task.data_source,
         "outcome": trajectory.outcome.value,
         "error": trajectory.error,

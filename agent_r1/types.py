@@ -76,6 +76,7 @@ class Task:
     ``prompt`` is a tuple of chat messages, or plain text that is continued as it stands.
     ``answer`` is what the reward compares with and is never shown to the model. ``tools`` are
     announced to it beside those of the environment, as OpenAI's protocol describes functions.
+    ``env`` names the environment it is a task of, in a run with several (``envs``).
     """
 
     id: str
@@ -84,6 +85,7 @@ class Task:
     data_source: str = "unknown"
     extra: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[Mapping[str, Any], ...] = ()
+    env: str = ""
 
 
 @dataclass(frozen=True, slots=True)

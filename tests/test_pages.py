@@ -11,6 +11,7 @@ from page_blocks import blocks, run
 
 PAGES = {
     "tools.md": (),
+    "mixtures.md": (),
     "mcp.md": ("mcp",),
     "search.md": ("bm25s",),
     "rewards.md": (),

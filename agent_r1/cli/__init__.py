@@ -97,11 +97,8 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
     config = load(Config, file, overrides)
     if print_config:
         return _print_config(config)
-    require(
-        config,
-        actor_rollout_ref__model__path="./my-model",
-        data__train_files="train.parquet (or generator:NAME)",
-    )
+    files = {} if config.envs else {"data__train_files": "train.parquet (or generator:NAME)"}
+    require(config, actor_rollout_ref__model__path="./my-model", **files)
     from agent_r1.distributed.launch import launch, needs_launch
     from agent_r1.tracing import exported
 
@@ -170,7 +167,8 @@ def evaluate(
     config = _load_policy(run, checkpoint, file, [*server, *overrides])
     from agent_r1.config import require
 
-    require(config, data__val_files="test.parquet (or generator:NAME)", **_policy_of(config))
+    files = {} if config.envs else {"data__val_files": "test.parquet (or generator:NAME)"}
+    require(config, **files, **_policy_of(config))
     from agent_r1.trainer.evaluate import evaluate as run_evaluate
     from agent_r1.trainer.evaluate import markdown_table
 

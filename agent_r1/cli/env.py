@@ -94,7 +94,7 @@ def check(
     from agent_r1.testing.check_environment import check_environment
     from agent_r1.tool.base import BaseToolEnv
     from agent_r1.tool.protocol import environments_of
-    from agent_r1.trainer.build import open_environment
+    from agent_r1.trainer.environments import open_environment
 
     given = _tasks(config, tasks)
     with open_environment(config.tool, config.sandbox) as opened:
@@ -129,7 +129,7 @@ def play(
     """
     config = _config(name, file, overrides)
     from agent_r1.data.traces import append_trace
-    from agent_r1.trainer.build import open_environment
+    from agent_r1.trainer.environments import open_environment
     from agent_r1.trainer.play import as_trace
     from agent_r1.trainer.play import play as play_episode
     from agent_r1.types import Task

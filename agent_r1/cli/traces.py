@@ -99,7 +99,7 @@ def _play(
 ) -> None:
     from agent_r1.config import Config
     from agent_r1.data.cold_start.make import make_traces, rejected_file
-    from agent_r1.trainer.build import open_tool_environment
+    from agent_r1.trainer.environments import open_tool_environment
 
     config = load(Config, file, overrides)
     with open_tool_environment(config.tool, config.sandbox) as env, _counter("played") as advance:
@@ -221,7 +221,7 @@ def rerun(source: Path, out: Path, stale: Any, file: Path | None, overrides: Seq
     """Execute the calls of traces again; correct or drop those whose outputs changed."""
     from agent_r1.config import Config
     from agent_r1.data.traces import read_traces, write_traces
-    from agent_r1.trainer.build import open_tool_environment
+    from agent_r1.trainer.environments import open_tool_environment
     from agent_r1.trainer.sft_inspect import run_again
 
     config = load(Config, file, overrides)

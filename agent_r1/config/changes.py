@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent_r1.config.load import flat, load_section, shown
+from agent_r1.config.load import load_section
+from agent_r1.config.reading import flat, shown
 from agent_r1.config.section import Section
 from agent_r1.errors import ConfigError
 
 EXPERIMENT = (
+    "envs",
     "tool.",
     "reward.",
     "actor_rollout_ref.model.",

@@ -77,10 +77,15 @@ def render_page() -> str:
 
 def _tables(root: type[Section], prefix: str = "") -> Iterator[str]:
     """A heading and a table for each section below ``root``."""
-    below: dict[str, list[Leaf]] = {key: [] for key in sections(root)}
+    headings = dict(sections(root))
+    below: dict[str, list[Leaf]] = {key: [] for key in headings}
     for leaf in leaves(root).values():
-        below[leaf.key.rpartition(".")[0]].append(leaf)
-    for key, doc in sections(root).items():
+        section = leaf.key.rpartition(".")[0]
+        if section:
+            below[section].append(leaf)
+        else:  # a setting at the root has a heading of its own
+            headings[leaf.key], below[leaf.key] = leaf.description, []
+    for key, doc in headings.items():
         yield f"## {prefix}{key}\n\n{_paragraphs(doc)}\n"
         if below[key]:
             yield from ("| setting | accepts | default | meaning |", "|---|---|---|---|")
@@ -101,6 +106,8 @@ def render_yaml() -> str:
         for depth in range(common, len(parents)):
             lines += [""] if depth == 0 else []
             lines.append("  " * depth + parents[depth] + ":")
+        if not parents:
+            lines.append("")
         written = parents
         indent = "  " * len(parents)
         text = f"{_code(leaf.description)} [{leaf.expected}]"

@@ -7,6 +7,10 @@ so that a mistake in a file is reported before the first second has passed.
 
 from __future__ import annotations
 
+from typing import Any
+
+from pydantic import Field
+
 from agent_r1.config.policy import (
     ActorConfig,
     ActorRolloutRefConfig,
@@ -56,6 +60,10 @@ class Config(Section):
     tool: ToolConfig = ToolConfig()
     sandbox: SandboxConfig = SandboxConfig()
     ray: RayConfig = RayConfig()
+    envs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Several environments in one run, by names of your choice: each an entry with ``weight`` (its
+    share of the tasks against the others', all entries or none) and whatever it sets otherwise
+    than the run of ``tool``, ``reward`` and ``data`` (docs/mixtures.md). Empty: one environment."""
 
     @property
     def context_window(self) -> int:

@@ -60,6 +60,8 @@ class DataConfig(Section):
     """Column with the name under which metrics group a task; where it is missing, the file's."""
     id_key: str | None = None
     """Column with unique ids of the tasks. null: file name and row number."""
+    env_key: str = "env"
+    """Column that names the environment of a row, in a run with several (``envs``)."""
     prompt_template: str | None = None
     """Text around plain-text prompts, in which ``{prompt}`` stands for the prompt column."""
     apply_chat_template: bool = False

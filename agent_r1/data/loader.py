@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from agent_r1.errors import CheckpointError, DataError
 from agent_r1.types import Task
+
+
+class Loader(Protocol):
+    """Endless batches of tasks whose position can be saved."""
+
+    tasks: tuple[Task, ...]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches of one pass."""
+
+    def __next__(self) -> list[Task]:
+        """The next batch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Self:
+        """Go to a saved position."""
 
 
 class TaskLoader:
@@ -81,24 +100,13 @@ class TaskLoader:
         Raises:
             CheckpointError: the position belongs to other tasks, another order or batch size.
         """
-        mine, theirs = self._identity(), dict(state["of"])
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
-        if differing:
-            raise CheckpointError(
-                "the data is not what the checkpoint was trained on: "
-                + ", ".join(f"{key} was {theirs.get(key)}, is {mine[key]}" for key in differing)
-                + ". Restore it, or start a new run from the checkpoint's weights"
-            )
+        require_same_data(self._identity(), state["of"])
         self._go_to(int(state["epoch"]), int(state["batch"]))
         return self
 
     def _identity(self) -> dict[str, Any]:
-        digest = hashlib.blake2b(digest_size=8)
-        for task in self.tasks:
-            digest.update(f"{len(task.id)}:{task.id}".encode())
         return {
-            "tasks": len(self.tasks),
-            "ids": digest.hexdigest(),
+            **identity_of(self.tasks),
             "batch_size": self.batch_size,
             "shuffle": self.shuffle,
             "seed": self.seed,
@@ -111,12 +119,36 @@ class TaskLoader:
         self.epoch, self.batch = epoch, batch
 
     def _order_of(self, epoch: int) -> list[int]:
-        order = list(range(len(self.tasks)))
-        if self.shuffle:
-            order.sort(key=lambda i: _key(self.seed, epoch, i))
-        return order
+        return order_of(self.seed, epoch, len(self.tasks), shuffle=self.shuffle)
 
 
-def _key(seed: int, epoch: int, index: int) -> bytes:
+def order_of(seed: object, epoch: int, count: int, *, shuffle: bool) -> list[int]:
+    """The indices of ``count`` tasks in the order of one pass."""
+    order = list(range(count))
+    if shuffle:
+        order.sort(key=lambda i: _key(seed, epoch, i))
+    return order
+
+
+def identity_of(tasks: Sequence[Task]) -> dict[str, Any]:
+    """What tells these tasks from others: how many they are, and a digest of their ids."""
+    digest = hashlib.blake2b(digest_size=8)
+    for task in tasks:
+        digest.update(f"{len(task.id)}:{task.id}".encode())
+    return {"tasks": len(tasks), "ids": digest.hexdigest()}
+
+
+def require_same_data(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise :class:`CheckpointError` where a saved position is one in other data."""
+    differing = [key for key in mine if mine[key] != theirs.get(key)]
+    if differing:
+        raise CheckpointError(
+            "the data is not what the checkpoint was trained on: "
+            + ", ".join(f"{key} was {theirs.get(key)}, is {mine[key]}" for key in differing)
+            + ". Restore it, or start a new run from the checkpoint's weights"
+        )
+
+
+def _key(seed: object, epoch: int, index: int) -> bytes:
     """A random sort key that no library version can change."""
     return hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=16).digest()

@@ -60,13 +60,15 @@ class Columns:
     (other braces are left alone). ``chat`` makes a user message of plain text; without it
     plain text is continued as it stands, which suits models without a chat template.
     ``system`` is put before the messages that have no system message. ``tools`` may hold
-    functions that are announced with this row only, as a list or its JSON text.
+    functions that are announced with this row only, as a list or its JSON text. ``env`` names
+    the row's environment, which matters in a run with several.
     """
 
     prompt: str = "prompt"
     answer: str = "reward_model.ground_truth"
     data_source: str = "data_source"
     id: str | None = None
+    env: str = "env"
     template: str | None = None
     chat: bool = False
     system: str | None = None
@@ -87,6 +89,7 @@ class Columns:
             answer=data.answer_key,
             data_source=data.data_source_key,
             id=data.id_key,
+            env=data.env_key,
             template=data.prompt_template,
             chat=data.apply_chat_template,
             system=data.system_prompt,
@@ -371,11 +374,16 @@ def _task(row: Row, columns: Columns, stem: str) -> Task:
             **({"ability": ability} if ability else {}),
         },
         tools=_tools(lookup(row.values, columns.tools)),
+        env=_env(lookup(row.values, columns.env)),
     )
 
 
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     return () if value is MISSING else read_tools(value)
+
+
+def _env(value: Any) -> str:
+    return "" if value is MISSING or value is None else str(value)
 
 
 def _id(row: Row, columns: Columns, stem: str) -> str:

@@ -17,6 +17,12 @@ def succeeded(trajectory: Trajectory) -> bool:
     return reward.parts["accuracy"] > 0 if "accuracy" in reward.parts else reward.value > 0
 
 
+def source_of(trajectory: Trajectory) -> str:
+    """The data source of its task, behind the environment's name where a run has several."""
+    task = trajectory.task
+    return f"{task.env}/{task.data_source}" if task.env else task.data_source
+
+
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Metrics of the trajectories sampled in one step; empty for none.
 
@@ -38,6 +44,29 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         metrics |= _length_metrics(whole) | _tool_metrics(whole) | _time_metrics(whole)
     if scored:
         metrics |= _reward_metrics(scored)
+    return metrics | _environment_metrics(trajectories)
+
+
+def _environment_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """``env/<name>/...`` for each environment of a run with several."""
+    by_env: dict[str, list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        by_env[trajectory.task.env].append(trajectory)
+    by_env.pop("", None)
+    metrics: dict[str, float] = {}
+    for name, members in by_env.items():
+        whole = [t for t in members if not t.outcome.failed]
+        scored = [t.reward.value for t in whole if t.reward is not None]
+        metrics[f"env/{name}/share"] = len(members) / len(trajectories)
+        metrics[f"env/{name}/failed"] = 1 - len(whole) / len(members)
+        if whole:
+            metrics[f"env/{name}/num_turns/mean"] = fmean(len(t.turns) for t in whole)
+            metrics[f"env/{name}/response_length/mean"] = fmean(t.response_length for t in whole)
+        if scored:
+            metrics[f"env/{name}/reward/mean"] = fmean(scored)
+            metrics[f"env/{name}/success"] = _share(
+                succeeded(t) for t in whole if t.reward is not None
+            )
     return metrics
 
 

@@ -5,7 +5,7 @@ run has the one or the other. It holds the whole trajectory::
 
     {"format": 1, "step": 7, "split": "train", "id": "7.0.3:task-12/0",
      "group_id": …, "index": …, "outcome": "finished", "error": null, "seconds": 1.9,
-     "task": {"id", "prompt", "answer", "data_source", "extra"},
+     "task": {"id", "prompt", "answer", "data_source", "extra", "env"},
      "reward": {"value", "parts": {…}, "per_turn": [...] | null} | null,
      "turns": [{"prompt_ids": [...] | null, "token_ids", "logprobs", "counted", "finish",
                 "stop", "versions": [[0, 7], …], "text", "observation_ids", "observation_text",
@@ -161,6 +161,7 @@ def encode_shell(trajectory: Trajectory, *, step: int, split: Split) -> dict[str
             "data_source": task.data_source,
             "extra": task.extra,
             "tools": task.tools,
+            "env": task.env,
         },
         "reward": None if reward is None else _encode_reward(reward),
         "turns": [
@@ -291,6 +292,7 @@ def _decode_task(record: Mapping[str, Any]) -> Task:
         data_source=record["data_source"],
         extra=record["extra"],
         tools=tuple(record.get("tools", ())),
+        env=record.get("env", ""),
     )
 
 

@@ -193,13 +193,23 @@ def weighted_sum(trajectory: Trajectory, *, rewards: Mapping[str, Any]) -> Rewar
 
 
 def ingredients(rewards: Mapping[str, Any]) -> dict[str, tuple[float, dict[str, Any]]]:
-    """Weight and options of each reward of a sum. Raises :class:`ConfigError` for none."""
+    """Weight and options of each reward of a sum.
+
+    Raises:
+        ConfigError: there are none, or a weight is no number.
+    """
     if not rewards:
         raise ConfigError("weighted_sum needs 'rewards', for example {math: 1.0, format: 0.1}")
     found = {}
     for name, setting in rewards.items():
         options = dict(setting) if isinstance(setting, Mapping) else {"weight": setting}
-        found[name] = (float(options.pop("weight", 1.0)), options)
+        weight = options.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise ConfigError(
+                f"weighted_sum: {weight!r} is no weight of {name}; write a number, or a mapping "
+                "with weight and the options of that reward"
+            )
+        found[name] = (float(weight), options)
     return found
 
 
@@ -217,6 +227,18 @@ def summed(rewards: Iterable[tuple[str, float, Reward]]) -> Reward:
                 a + b for a, b in zip(per_turn or [0.0] * len(weighted), weighted, strict=True)
             ]
     return Reward(value, parts, tuple(per_turn) if per_turn is not None else None)
+
+
+def check_ingredients(rewards: Mapping[str, Any] | None = None) -> None:
+    """Look up every reward of a ``weighted_sum``, before there is anything to score.
+
+    Raises:
+        ConfigError, RegistryError: one does not exist or does not take its options.
+    """
+    for name, (_, options) in ingredients(rewards or {}).items():
+        make_reward(name, **options)
+        if name == "weighted_sum":
+            check_ingredients(**options)
 
 
 def _short(name: str) -> str:

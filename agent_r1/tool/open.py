@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 
 from agent_r1.config.task import SandboxConfig, ToolConfig
 from agent_r1.registry import import_path
@@ -17,11 +17,14 @@ from agent_r1.tool.tools.mcp import open_mcp_servers
 
 
 @contextmanager
-def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTool]]:
+def open_tools(
+    tool: ToolConfig, sandbox: SandboxConfig, executor: SharedExecutor | None = None
+) -> Iterator[list[BaseTool]]:
     """The tools of a configuration in the order in which it lists them, MCP servers' at the end.
 
     What concerns the sandbox is offered to the classes whose constructors ask for it; one
-    sandbox serves them all, and none is started where nobody asks.
+    sandbox serves them all, and none is started where nobody asks. ``executor`` is one that
+    other environments use as well.
 
     Raises:
         RegistryError: a name is not known.
@@ -35,8 +38,8 @@ def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTo
             "session": sandbox.session == "trajectory",
         }
         if any(takes(entry, "executor") for entry in entries):
-            offered["executor"] = build_executor(sandbox)
-            stack.callback(offered["executor"].close)
+            shared = executor or stack.enter_context(SharedExecutor(sandbox))
+            offered["executor"] = shared.get()
         tools: list[BaseTool] = []
         for name, entry in zip(tool.tools, entries, strict=True):
             options = {key: value for key, value in offered.items() if takes(entry, key)}
@@ -44,6 +47,26 @@ def open_tools(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[list[BaseTo
             stack.callback(tools[-1].close)
         tools += stack.enter_context(open_mcp_servers(tool.mcp))
         yield tools
+
+
+class SharedExecutor:
+    """The sandbox of a run, started when the first tool asks for it, closed with the context."""
+
+    def __init__(self, sandbox: SandboxConfig) -> None:
+        self._sandbox = sandbox
+        self._executor: Executor | None = None
+
+    def get(self) -> Executor:
+        if self._executor is None:
+            self._executor = build_executor(self._sandbox)
+        return self._executor
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.close()
 
 
 def build_executor(sandbox: SandboxConfig) -> Executor:

@@ -7,48 +7,44 @@ files before the tokenizer, the tokenizer before the weights.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from agent_r1.algorithms.shaping import overlong_penalty
 from agent_r1.config.changes import continued_changes
 from agent_r1.config.policy import CriticModelConfig, ModelConfig
-from agent_r1.config.schema import AlgorithmConfig, Config, RewardConfig, SandboxConfig, ToolConfig
-from agent_r1.data.loader import TaskLoader
-from agent_r1.data.sources import load_configured, split_overlong
-from agent_r1.errors import ConfigError, DataError
+from agent_r1.config.schema import AlgorithmConfig, Config
+from agent_r1.data.loader import Loader, TaskLoader
+from agent_r1.data.mixed import MixedLoader
+from agent_r1.errors import ConfigError
 from agent_r1.models.load import check_vocabulary, load_model
 from agent_r1.models.lora import add_lora
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
-from agent_r1.reward.grader import Grader
-from agent_r1.reward.sums import make_grader
-from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec, open_codec
-from agent_r1.rollout.context import ContextWriter, announced
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
-from agent_r1.rollout.group import GroupRunner, Loop, Scorer
-from agent_r1.rollout.limits import LoopLimits, Sampling
-from agent_r1.rollout.own_loop import OwnLoop
-from agent_r1.tool.base import BaseToolEnv
-from agent_r1.tool.envs.agent import AgentEnv
-from agent_r1.tool.open import open_tools, takes
-from agent_r1.tool.protocol import Env
-from agent_r1.tool.registry import ENVS, make_env
+from agent_r1.rollout.group import GroupRunner
+from agent_r1.rollout.limits import Sampling
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.environments import (
+    OpenedEnvironment,
+    build_loop,
+    make_scorer,
+    open_environments,
+)
 from agent_r1.trainer.memory import check_memory, frees_cache
 from agent_r1.trainer.preflight import check_before_loading
 from agent_r1.trainer.rl import Parts, RLTrainer
+from agent_r1.trainer.tasks import load_split
 from agent_r1.trainer.teacher import LocalTeacher, Teacher, require_same_tokens, server_teacher
 from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
-from agent_r1.types import Reward, Task, Trajectory
+from agent_r1.types import Task
 
 _LOG = logging.getLogger(__name__)
 
@@ -77,8 +73,7 @@ def build_parts(
     """
     check_before_loading(config)
     credit = CreditAssigner(algorithm_of(config))
-    grader = stack.enter_context(open_grader(config.reward))
-    env = stack.enter_context(open_environment(config.tool, config.sandbox))
+    envs = stack.enter_context(open_environments(config))
     checkpoints = CheckpointStore(
         config.trainer.run_dir / "checkpoints",
         keep=config.trainer.max_ckpt_to_keep,
@@ -89,7 +84,7 @@ def build_parts(
     model_config = config.actor_rollout_ref.model
     codec = open_codec(model_config)
     codec.check_template()
-    loader, held_out = _load_data(config, codec)
+    loader, held_out = _load_data(config, codec, envs)
     steps = config.trainer.total_training_steps or (
         config.trainer.total_epochs * loader.batches_per_epoch
     )
@@ -99,11 +94,11 @@ def build_parts(
         run.announce(told)
     worker = (make_worker or build_worker)(config, credit, codec.tokenizer, steps)
     engine = build_engine(config, worker.policy, codec.tokenizer)
-    sampling = train_sampling(config, env)
+    sampling = train_sampling(config)
     groups = GroupRunner(
-        build_loop(config, engine, codec, env),
+        build_loop(envs, engine, codec),
         engine,
-        make_scorer(config, grader),
+        make_scorer(envs),
         max_concurrency=config.actor_rollout_ref.rollout.max_concurrency,
     )
     parts = Parts(
@@ -132,115 +127,26 @@ def algorithm_of(config: Config) -> AlgorithmConfig:
     return algorithm.model_copy(update={"rollout_correction": chosen})
 
 
-# --- environment -------------------------------------------------------------------------
-
-
-@contextmanager
-def open_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[Env]:
-    """The configured environment with its tools and, if one of them runs programs, a sandbox."""
-    env_class = ENVS.get(tool.env)
-    with open_tools(tool, sandbox) as tools, ExitStack() as stack:
-        options = dict(tool.env_kwargs)
-        if takes(env_class, "max_tool_response_length"):
-            options.setdefault("max_tool_response_length", tool.max_tool_response_length)
-        env = make_env(tool.env, tools if takes(env_class, "tools") else [], **options)
-        stack.callback(env.close)
-        yield env
-
-
-@contextmanager
-def open_tool_environment(tool: ToolConfig, sandbox: SandboxConfig) -> Iterator[BaseToolEnv]:
-    """The same for what plays given texts: an environment that answers text with text."""
-    with open_environment(tool, sandbox) as env:
-        if not isinstance(env, BaseToolEnv):
-            raise ConfigError(
-                f"tool.env={tool.env} keeps a state of its own, and traces are played in "
-                "environments derived from BaseToolEnv only; sample traces with agent-r1 eval, or "
-                "take part yourself with agent-r1 env play"
-            )
-        yield env
-
-
-# --- reward ------------------------------------------------------------------------------
-
-
-@contextmanager
-def open_grader(reward: RewardConfig) -> Iterator[Grader]:
-    """The configured reward, bounded in time."""
-    options = dict(reward.kwargs)
-    with make_grader(reward.name, timeout_s=reward.timeout_s, options=options) as grader:
-        yield grader
-
-
-def make_scorer(config: Config, grader: Grader) -> Scorer:
-    """Grading, and the length penalty on top of it where one is configured."""
-    overlong = config.reward.overlong_buffer
-    if not overlong.enable:
-        return grader.graded
-
-    async def scorer(trajectory: Trajectory) -> Trajectory:
-        graded = await grader.graded(trajectory)
-        if graded.reward is None:
-            return graded
-        penalty = overlong_penalty(
-            graded.response_length,
-            max_length=config.data.max_response_length,
-            buffer=overlong.len,
-            penalty_factor=overlong.penalty_factor,
-        )
-        reward = graded.reward
-        parts = {**reward.parts, "overlong": penalty}
-        return replace(graded, reward=Reward(reward.value + penalty, parts, reward.per_turn))
-
-    return scorer
-
-
 # --- data --------------------------------------------------------------------------------
 
 
-def _load_data(config: Config, codec: Codec) -> tuple[TaskLoader, Sequence[Task]]:
+def _load_data(
+    config: Config, codec: Codec, envs: Sequence[OpenedEnvironment]
+) -> tuple[Loader, Sequence[Task]]:
     data = config.data
     seed = config.trainer.seed if data.seed is None else data.seed
     train = load_split(config, codec, "train", seed)
-    held_out = load_split(config, codec, "val", seed) if data.val_files else ()
-    loader = TaskLoader(train, data.train_batch_size, shuffle=data.shuffle, seed=seed)
-    return loader, held_out
-
-
-def load_split(
-    config: Config, codec: Codec, split: str, seed: int, *, measured: bool = True
-) -> Sequence[Task]:
-    """The tasks of one split whose prompts fit.
-
-    ``measured=False`` takes all of them, where no tokenizer can tell how long they are.
-    """
-    data = config.data
-    loaded = load_configured(data, split, seed)
-    if loaded.bad and data.skip_bad_rows:
-        rows = "\n".join(f"  {row}" for row in loaded.bad)
-        _LOG.warning("%d %s rows are no tasks and are left out:\n%s", len(loaded.bad), split, rows)
-    tasks = loaded.tasks if data.skip_bad_rows else loaded.strict()
-    if not measured:
-        return tasks
-
-    contexts = ContextWriter(codec)
-
-    def length(task: Task) -> int:
-        return len(contexts.opening(task, announced(task)))
-
-    fitting, overlong = split_overlong(tasks, length, data.max_prompt_length)
-    if overlong and not data.filter_overlong_prompts:
-        raise DataError(
-            f"{len(overlong)} {split} prompts have more than data.max_prompt_length="
-            f"{data.max_prompt_length} tokens (the first is {overlong[0].id}); raise the limit "
-            "or set data.filter_overlong_prompts=true"
-        )
-    if not fitting:
-        raise DataError(
-            f"every {split} prompt has more than data.max_prompt_length={data.max_prompt_length} "
-            "tokens; raise the limit"
-        )
-    return fitting
+    held_out = load_split(config, codec, "val", seed)
+    validation = tuple(task for tasks in held_out.values() for task in tasks)
+    if not config.envs:
+        (tasks,) = train.values()
+        size = data.train_batch_size
+        return TaskLoader(tasks, size, shuffle=data.shuffle, seed=seed), validation
+    weights = {env.name: env.weight for env in envs if env.weight is not None}
+    mixed = MixedLoader(
+        train, data.train_batch_size, weights=weights, shuffle=data.shuffle, seed=seed
+    )
+    return mixed, validation
 
 
 def build_validator(
@@ -436,34 +342,16 @@ def engine_name(config: Config) -> str:
     return "vllm" if on_gpu and find_spec("vllm") is not None else "embedded"
 
 
-def train_sampling(config: Config, env: Env) -> Sampling:
-    """How training samples; the environment's own stop strings need no configuration."""
+def train_sampling(config: Config) -> Sampling:
+    """How training samples; loops add their environment's own stop strings."""
     rollout = config.actor_rollout_ref.rollout
     return Sampling(
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=max(rollout.top_k, 0),
-        stop=tuple(dict.fromkeys((*env.stop_strings, *rollout.stop))),
+        stop=rollout.stop,
         stop_token_ids=rollout.stop_token_ids,
         seed=config.trainer.seed,
-    )
-
-
-def build_loop(config: Config, engine: Engine, codec: Codec, env: Env) -> Loop:
-    """The loop of the environment, or that of an agent which owns its own."""
-    if isinstance(env, AgentEnv):
-        return OwnLoop(engine, codec, env, loop_limits(config))
-    return AgentLoop(engine, codec, env, loop_limits(config), config.tool.context)
-
-
-def loop_limits(config: Config) -> LoopLimits:
-    rollout = config.actor_rollout_ref.rollout
-    return LoopLimits(
-        max_turns=config.tool.max_turns,
-        max_response_length=config.data.max_response_length,
-        max_tokens_per_turn=rollout.response_length,
-        timeout_s=rollout.trajectory_timeout_s,
-        tool_timeout_s=config.tool.timeout_s,
     )
 
 

@@ -15,6 +15,7 @@ from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.group import Loop
 from agent_r1.rollout.limits import Sampling
 from agent_r1.trainer import build
+from agent_r1.trainer.environments import build_loop, open_environments
 from agent_r1.trainer.policy import open_policy
 from agent_r1.types import Message, Outcome, Task, Trajectory, Turn
 
@@ -59,18 +60,18 @@ def _next_line(read: Callable[[], str]) -> str | None:
 
 
 def _prepare(config: Config, stack: ExitStack, runner: asyncio.Runner, console: Console) -> Session:
-    env = stack.enter_context(build.open_environment(config.tool, config.sandbox))
-    policy = open_policy(config, env)
+    first, *others = stack.enter_context(open_environments(config))
+    if others:
+        console.print(f"[dim]in the environment {first.name}, the first of envs[/dim]")
+    policy = open_policy(config, [first.env])
     engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
-    loop = build.build_loop(config, engine, policy.codec, env)
+    loop = build_loop([first], engine, policy.codec)
     stack.callback(lambda: runner.run(loop.close()))
     val = config.actor_rollout_ref.rollout.val_kwargs
-    sampling = replace(
-        build.train_sampling(config, env), temperature=val.temperature, top_p=val.top_p
-    )
+    sampling = replace(build.train_sampling(config), temperature=val.temperature, top_p=val.top_p)
     speaks_chat = getattr(policy.codec.tokenizer, "chat_template", None) is not None
-    return Session(loop, engine, sampling, console, speaks_chat)
+    return Session(loop, engine, sampling, console, speaks_chat, first.name)
 
 
 @dataclass(slots=True)
@@ -82,6 +83,7 @@ class Session:
     sampling: Sampling
     console: Console
     speaks_chat: bool
+    env: str = ""
     history: tuple[Message, ...] = ()
     asked: int = 0
 
@@ -99,7 +101,7 @@ class Session:
         self.engine.open([f"{group}/0"])
         try:
             trajectory = await self.loop.run(
-                Task(group, prompt), group, 0, self.sampling, watch=transcript
+                Task(group, prompt, env=self.env), group, 0, self.sampling, watch=transcript
             )
         finally:
             self.engine.release(f"{group}/0")

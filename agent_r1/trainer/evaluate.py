@@ -20,14 +20,16 @@ from agent_r1.config.load import to_yaml
 from agent_r1.config.schema import Config
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor.jsonl import JsonlFile
-from agent_r1.monitor.metrics import succeeded
+from agent_r1.monitor.metrics import source_of, succeeded
 from agent_r1.monitor.records import TRAJECTORIES_FILE, encode_trajectory, load_trajectories
 from agent_r1.reward.answers import final_answer
 from agent_r1.rollout.group import Group, GroupRunner, usable
 from agent_r1.trainer import build
+from agent_r1.trainer.environments import build_loop, make_scorer, open_environments
 from agent_r1.trainer.estimates import Estimate, bootstrap, majority, pass_at_k
 from agent_r1.trainer.interrupt import Interrupted, StopRequest
 from agent_r1.trainer.policy import open_policy
+from agent_r1.trainer.tasks import load_split
 from agent_r1.trainer.validation import Validator
 from agent_r1.types import Trajectory
 
@@ -71,22 +73,24 @@ def evaluate(config: Config, out: Path | None = None) -> list[SourceReport]:
 
 
 def _prepare(config: Config, stack: ExitStack) -> tuple[Validator, asyncio.Runner, str]:
-    grader = stack.enter_context(build.open_grader(config.reward))
-    env = stack.enter_context(build.open_environment(config.tool, config.sandbox))
-    policy = open_policy(config, env)
+    envs = stack.enter_context(open_environments(config))
+    policy = open_policy(config, [opened.env for opened in envs])
     seed = config.trainer.seed if config.data.seed is None else config.data.seed
-    tasks = build.load_split(config, policy.codec, "val", seed, measured=policy.counts_tokens)
+    found = load_split(config, policy.codec, "val", seed, measured=policy.counts_tokens)
+    tasks = tuple(task for members in found.values() for task in members)
+    if not tasks:
+        raise ConfigError("no environment has tasks to evaluate: name data.val_files in envs")
     runner = stack.enter_context(asyncio.Runner())
     engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
     groups = GroupRunner(
-        build.build_loop(config, engine, policy.codec, env),
+        build_loop(envs, engine, policy.codec),
         engine,
-        build.make_scorer(config, grader),
+        make_scorer(envs),
         max_concurrency=policy.max_concurrency,
     )
     stack.callback(lambda: runner.run(groups.close()))
-    sampling = build.train_sampling(config, env)
+    sampling = build.train_sampling(config)
     return build.build_validator(config, tasks, groups, sampling), runner, policy.name
 
 
@@ -164,10 +168,10 @@ class _Store:
 
 
 def report(trajectories: Iterable[Trajectory]) -> list[SourceReport]:
-    """One report per data source, in order of appearance."""
+    """One report per data source (of each environment), in order of appearance."""
     by_source: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
-        by_source[trajectory.task.data_source].append(trajectory)
+        by_source[source_of(trajectory)].append(trajectory)
     return [_source_report(source, members) for source, members in by_source.items()]
 
 

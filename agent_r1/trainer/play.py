@@ -15,14 +15,15 @@ from agent_r1.config.schema import Config
 from agent_r1.config.task import RewardConfig
 from agent_r1.data.traces import Author, Segment, Trace
 from agent_r1.errors import ConfigError
-from agent_r1.rollout.agent_loop import AgentLoop
 from agent_r1.rollout.codec import Codec, open_codec
-from agent_r1.rollout.group import Scorer
+from agent_r1.rollout.group import Loop, Scorer
 from agent_r1.rollout.limits import Sampling
 from agent_r1.testing.engine import EngineCall, Reply, ScriptedEngine
 from agent_r1.testing.tokenizer import byte_tokenizer
+from agent_r1.tool.envs.agent import AgentEnv
 from agent_r1.tool.protocol import Env
 from agent_r1.trainer import build
+from agent_r1.trainer.environments import loop_of, open_grader, scorer_of
 from agent_r1.types import Task, Trajectory
 
 
@@ -50,25 +51,25 @@ def play(
     path = config.actor_rollout_ref.model.path
     codec = open_codec(config.actor_rollout_ref.model) if path else Codec(byte_tokenizer())
     engine = ScriptedEngine(codec.tokenizer, person.answer, max_model_len=config.context_window)
-    loop = build.build_loop(config, engine, codec, env)
-    if not isinstance(loop, AgentLoop):
+    if isinstance(env, AgentEnv):
         raise ConfigError(
             f"tool.env={config.tool.env} is an agent that asks a model itself; only environments "
             "in which a model takes turns can be played"
         )
-    sampling = build.train_sampling(config, env)
+    loop = loop_of(config, env, engine, codec)
+    sampling = build.train_sampling(config)
     with ExitStack() as stack:
         runner = stack.enter_context(asyncio.Runner())
         trajectory = runner.run(_played(loop, task, sampling))
         person.show_rest(trajectory)
         if task.answer is not None or config.reward.name != RewardConfig().name:
-            grader = stack.enter_context(build.open_grader(config.reward))
-            trajectory = runner.run(_scored(build.make_scorer(config, grader), trajectory))
+            grader = stack.enter_context(open_grader(config.reward))
+            trajectory = runner.run(_scored(scorer_of(config, grader), trajectory))
     _show_end(console, trajectory, counted="tokens" if path else "bytes")
     return trajectory
 
 
-async def _played(loop: AgentLoop, task: Task, sampling: Sampling) -> Trajectory:
+async def _played(loop: Loop, task: Task, sampling: Sampling) -> Trajectory:
     return await loop.run(task, "play", 0, sampling)
 
 

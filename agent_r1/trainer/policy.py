@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from agent_r1.config.schema import Config
@@ -30,10 +30,10 @@ class OpenedPolicy:
     build_engine: Callable[[], Engine]
 
 
-def open_policy(config: Config, env: Env) -> OpenedPolicy:
+def open_policy(config: Config, envs: Sequence[Env]) -> OpenedPolicy:
     """The policy of ``rollout.name``; raises :class:`ConfigError` if its server is not there."""
     if config.actor_rollout_ref.rollout.name == "openai":
-        return _served(config, env)
+        return _served(config, envs)
     roles = config.actor_rollout_ref
     codec = open_codec(config.actor_rollout_ref.model)
 
@@ -47,7 +47,7 @@ def open_policy(config: Config, env: Env) -> OpenedPolicy:
     return OpenedPolicy(roles.model.path, codec, True, roles.rollout.max_concurrency, build_engine)
 
 
-def _served(config: Config, env: Env) -> OpenedPolicy:
+def _served(config: Config, envs: Sequence[Env]) -> OpenedPolicy:
     from agent_r1.rollout.engines.openai import UNLIMITED, OpenAIEngine
 
     rollout, server = config.actor_rollout_ref.rollout, config.actor_rollout_ref.rollout.server
@@ -56,7 +56,7 @@ def _served(config: Config, env: Env) -> OpenedPolicy:
         server = server.model_copy(update={"api": "completions" if has_tokenizer else "chat"})
     chat = server.api.startswith("chat")
     counts_tokens = has_tokenizer and not chat
-    codec = _codec_for(config, env, chat)
+    codec = _codec_for(config, envs, chat)
     kwargs = config.actor_rollout_ref.model.chat_template_kwargs
     if chat and kwargs:  # vLLM and SGLang hand them to the template
         body = {"chat_template_kwargs": kwargs, **server.extra_body}
@@ -70,14 +70,15 @@ def _served(config: Config, env: Env) -> OpenedPolicy:
     return OpenedPolicy(engine.model, codec, counts_tokens, concurrency, lambda: engine)
 
 
-def _codec_for(config: Config, env: Env, chat: bool) -> Codec:
+def _codec_for(config: Config, envs: Sequence[Env], chat: bool) -> Codec:
     if not chat:
         if config.actor_rollout_ref.model.path:
             return open_codec(config.actor_rollout_ref.model)
         return Codec(CharacterTokenizer(chat=False))
-    if env.control_tokens:
+    marked = next((env for env in envs if env.control_tokens), None)
+    if marked is not None:
         raise ConfigError(
-            f"{type(env).__name__} writes the model's chat markup itself, which "
+            f"{type(marked).__name__} writes the model's chat markup itself, which "
             "server.api=chat cannot carry; give the model's tokenizer with "
             "actor_rollout_ref.model.path and use actor_rollout_ref.rollout.server.api=completions"
         )

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import torch
 
 from agent_r1.config.schema import Config
-from agent_r1.data.loader import TaskLoader
+from agent_r1.data.loader import Loader
 from agent_r1.monitor.metrics import rollout_metrics
 from agent_r1.monitor.run import RunFolder
 from agent_r1.rollout.engine import Engine
@@ -60,7 +60,7 @@ class Parts:
     engine: Engine
     groups: GroupRunner
     sampling: Sampling
-    loader: TaskLoader
+    loader: Loader
     validator: Validator
     credit: CreditAssigner
     run: RunFolder

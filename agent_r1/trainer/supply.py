@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from agent_r1.data.loader import TaskLoader
+from agent_r1.data.loader import Loader
 from agent_r1.trainer.curriculum import Curriculum
 from agent_r1.types import Task
 
@@ -16,7 +16,7 @@ _PATIENCE = 100
 class TaskSupply:
     """An endless line of tasks. Its state names every task that left the loader untrained."""
 
-    def __init__(self, loader: TaskLoader, curriculum: Curriculum | None = None) -> None:
+    def __init__(self, loader: Loader, curriculum: Curriculum | None = None) -> None:
         self._loader = loader
         self._curriculum = curriculum
         self._line: list[Task] = []

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
+from agent_r1.monitor.metrics import source_of
 from agent_r1.rollout.group import Group, GroupRunner, usable
 from agent_r1.rollout.limits import Sampling
 from agent_r1.types import Task, Trajectory
@@ -49,6 +50,8 @@ class Validator:
 def validation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """``val-core/<source>/<what>/mean@n`` for the reward and each of its parts.
 
+    In a run with several environments ``<source>`` is ``<environment>/<source>``.
+
     Failed and unscored trajectories say nothing about the policy: they are left out, and
     ``val-aux/failed`` tells how many they are.
     """
@@ -58,7 +61,7 @@ def validation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     metrics: dict[str, float] = {}
     by_source: dict[str, list[Trajectory]] = defaultdict(list)
     for trajectory in trajectories:
-        by_source[trajectory.task.data_source].append(trajectory)
+        by_source[source_of(trajectory)].append(trajectory)
     for source, members in by_source.items():
         n = max(t.index for t in members) + 1
         for part, value in _part_means(members).items():

@@ -17,6 +17,7 @@ from typing import Any
 
 from agent_r1.errors import DataError
 from agent_r1.messages import in_words
+from agent_r1.monitor.metrics import source_of
 from agent_r1.monitor.records import StoredTrajectory, read_stored, trajectories_file
 from agent_r1.types import Completion, Trajectory, Turn
 from agent_r1.viewer.spelling import Spelling
@@ -98,7 +99,7 @@ def _shown(
         "reward": None if reward is None else reward.value,
         "parts": {} if reward is None else dict(reward.parts),
         "group": [fmean(siblings), len(siblings)] if siblings else None,
-        "source": task.data_source,
+        "source": source_of(trajectory),
         "answer": str(task.answer),
         "prompt": _messages(trajectory),
         "turns": [_turn(turn, spelling) for turn in trajectory.turns],

@@ -12,7 +12,7 @@ from agent_r1.data.cold_start import gsm8k, mathcoder
 from agent_r1.data.cold_start.play import Draft, Rejected, play
 from agent_r1.data.sources_files import Row, read_rows
 from agent_r1.data.traces import Author
-from agent_r1.trainer.build import open_tool_environment
+from agent_r1.trainer.environments import open_tool_environment
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the data sets are not here")

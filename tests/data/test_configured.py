@@ -10,7 +10,7 @@ from agent_r1.config.task import DataConfig, RewardConfig
 from agent_r1.data.check import check_answers
 from agent_r1.data.sources import load_configured
 from agent_r1.errors import ConfigError, DataError
-from agent_r1.trainer.build import load_split
+from agent_r1.trainer.tasks import load_split
 
 
 def section(tmp_path, rows, **settings):
@@ -57,7 +57,7 @@ def test_bad_rows_stop_a_run_or_are_named(tmp_path, caplog):
     lenient = strict.model_copy(update={"skip_bad_rows": True})
 
     def load(data):
-        return load_split(Config(data=data), None, "train", 0, measured=False)
+        return load_split(Config(data=data), None, "train", 0, measured=False)[""]
 
     with pytest.raises(DataError, match="2 of 3 rows are no usable tasks"):
         load(strict)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -73,7 +72,7 @@ class _Task(msgspec.Struct):
     id: str
     prompt: Any
     data_source: str = "unknown"
-    extra: Any = None
+    env: str = ""
 
 
 class _Reward(msgspec.Struct):
@@ -112,7 +111,7 @@ class Described(NamedTuple):
 def describe(line: bytes, environment: str = "") -> Described:
     """What is known at a glance of one line of ``trajectories.jsonl``.
 
-    ``environment`` is the run's; a task names its own by ``extra["environment"]``.
+    ``environment`` is the run's; a task names its own where a run has several.
 
     Raises:
         DataError: the line is no trajectory.
@@ -121,14 +120,12 @@ def describe(line: bytes, environment: str = "") -> Described:
         record = _DECODER.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         record = _odd_record(line, error)
-    extra = record.task.extra
-    own = extra.get("environment") if isinstance(extra, Mapping) else None
     return Described(
         numbers=_numbers(record),
         names={
             "split": record.split,
             "outcome": record.outcome,
-            "environment": str(own or environment),
+            "environment": record.task.env or environment,
             "source": record.task.data_source,
         },
         task=record.task.id,
