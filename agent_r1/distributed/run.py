@@ -18,6 +18,7 @@ from agent_r1.distributed.launch import restarts_so_far
 from agent_r1.distributed.ranks import Ranks, joined, started_as_rank
 from agent_r1.distributed.shard import shard_model
 from agent_r1.distributed.worker import RankWorker, ShardedWorker
+from agent_r1.errors import ConfigError
 from agent_r1.models.load import check_vocabulary, torch_dtype
 from agent_r1.trainer.build import (
     algorithm_of,
@@ -40,11 +41,25 @@ def train(config: Config) -> Path | None:
     """
     if not started_as_rank():
         return train_alone(config)
+    check_optimizers(config)
     with joined(pick_device(config.trainer.device), config.actor_rollout_ref.nccl_timeout) as ranks:
         if ranks.rank == 0:
             return lead(config, ranks)
         follow(ranks)
     return None
+
+
+def check_optimizers(config: Config) -> None:
+    """Raise :class:`ConfigError` for what is not the same computation on sharded weights."""
+    sections = {"actor_rollout_ref.actor.optim": config.actor_rollout_ref.actor.optim}
+    if CreditAssigner(algorithm_of(config)).needs_values:
+        sections["critic.optim"] = config.critic.optim
+    for key, optim in sections.items():
+        if optim.name == "muon":
+            raise ConfigError(
+                f"{key}.name=muon orthogonalises whole matrices, and several processes hold shards "
+                f"of them: its updates differ from those of one process. Set {key}.name=adamw"
+            )
 
 
 def lead(config: Config, ranks: Ranks) -> Path:

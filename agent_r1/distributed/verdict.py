@@ -114,7 +114,7 @@ def _links(facts: Facts, wanted: Wanted) -> Iterator[Finding]:
         state: State = "note" if down else "ok"
         yield Finding(facts.node, "fabric", state, "; ".join(facts.fabric), remedy)
     elif wanted.nodes > 1 and facts.cards:
-        remedy = "between nodes NCCL uses TCP: prefer trainer.layout=apart"
+        remedy = "between nodes NCCL uses TCP: keep the ranks of a run on one machine"
         yield Finding(facts.node, "fabric", "note", "no InfiniBand or RoCE adapter", remedy)
 
 
