@@ -11,6 +11,8 @@ from page_blocks import blocks, run
 
 PAGES = {
     "tools.md": (),
+    "games.md": (),
+    "context.md": (),
     "mixtures.md": (),
     "mcp.md": ("mcp",),
     "search.md": ("bm25s",),
