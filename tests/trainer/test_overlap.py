@@ -48,7 +48,7 @@ def test_sampling_goes_on_while_weights_change_and_keeps_to_the_bound(toy_config
         assert m["weights/version"] == m["step"]
     lags = trained_tokens(run)
     assert set().union(*lags.values()) <= {0, 1, 2}
-    assert any(len(found) > 1 for found in lags.values())
+    assert any(found - {0} for found in lags.values())
     # Every step trained on four whole groups of its own, none twice.
     members = collections.Counter(s.trajectory.id for s in stored(run))
     assert set(members.values()) == {1}

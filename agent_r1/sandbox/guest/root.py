@@ -91,12 +91,14 @@ class Shown:
     def bind_again(self) -> None:
         """Put it into the folders that were just made."""
         for folder, descriptor in self._folders.items():
-            for name in os.listdir(descriptor):
-                source, target = f"/proc/self/fd/{descriptor}/{name}", f"{folder}/{name}"
-                if os.path.islink(source):
-                    os.symlink(os.readlink(source), target)
+            os.fchdir(descriptor)  # a process outside of the slot's /proc has no /proc/self there
+            for name in os.listdir("."):
+                target = f"{folder}/{name}"
+                if os.path.islink(name):
+                    os.symlink(os.readlink(name), target)
                 else:
-                    _bind(source, target)
+                    _bind(f"./{name}", target)
+            os.chdir("/")
 
 
 def _mount_point(layout: Layout) -> str:
