@@ -12,6 +12,7 @@ from torch import nn
 from agent_r1.config.policy import OptimConfig
 from agent_r1.config.sft import SftOptimConfig
 from agent_r1.errors import ConfigError
+from agent_r1.trainer.muon import Float32Muon
 
 Schedule = Callable[[int], float]
 """Number of finished steps to a factor of the peak learning rate, for the next step."""
@@ -76,10 +77,9 @@ def build_optimizers(
         matrices, others = ([masters[id(p)] for p in part] for part in (matrices, others))
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
+        muon = Float32Muon if matrices[0].device.type == "cpu" else torch.optim.Muon
         optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=extra.momentum
-            )
+            muon(matrices, lr=config.lr, weight_decay=config.weight_decay, momentum=extra.momentum)
         )
     rate = extra.lr_rest if config.name == "muon" and extra.lr_rest is not None else config.lr
     optimizers.append(_adamw(_decay_groups(others, config.weight_decay), rate, config))
