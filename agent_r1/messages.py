@@ -66,11 +66,6 @@ class ChatMessage:
         """
         return (self.role, self.content.strip(), *(call.key for call in self.calls))
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether there is nothing but a role and text."""
-        return self.role != "tool" and not (self.calls or self.name or self.reasoning)
-
     def as_message(self) -> Message:
         """As a record keeps it: every field that there is."""
         given = {

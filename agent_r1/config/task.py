@@ -339,15 +339,10 @@ class TrainerConfig(Section):
 
 
 class RayConfig(Section):
-    """The cluster of a run on several machines (package ``ray``)."""
+    """The cluster that ``agent-r1 doctor`` looks at (package ``ray``)."""
 
     address: str | None = None
-    """A running Ray cluster to join: ``auto``, or ``host:port`` of its head. null: none, or one of
-    this machine alone where something asks for Ray."""
-    num_cpus: PositiveInt | None = None
-    """Processors that a Ray of this machine alone may place work on. null: all."""
-    object_store_memory: ByteSize | None = None
-    """Shared memory of a Ray of this machine alone. null: Ray's own choice."""
+    """A running Ray cluster: ``auto``, or ``host:port`` of its head. null: this machine alone."""
 
 
 class ContextConfig(Section):

@@ -160,8 +160,3 @@ def watched(timeout_s: float) -> Iterator[None]:
 def started_as_rank() -> bool:
     """Whether this process is one of several that were started together."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
-
-
-def own_rank() -> int:
-    """This process's number, 0 where it is alone."""
-    return int(os.environ.get("RANK", "0")) if started_as_rank() else 0

@@ -34,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 
 from agent_r1.errors import DataError
+from agent_r1.monitor.appending import AppendOnly
 from agent_r1.monitor.jsonl import decode, encode
 from agent_r1.monitor.records import Stored, encode_shell, json_numbers, with_loss_mask
 from agent_r1.types import Turn
@@ -72,36 +73,25 @@ class ArrowFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._size = 0
+        path.touch(0o644)
+        size = 0
         for message in messages(path):
-            self._size = message.end
-        os.ftruncate(self._fd, self._size)
+            size = message.end
+        self._file = AppendOnly(path, size)
 
     def append(self, rows: Sequence[Stored]) -> None:
         """Write trajectories after the last one: all of them, or none and ``OSError``."""
-        data = memoryview(_stream(rows, head=self._size == 0))
-        try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._fd, data[written:], self._size + written)
-        except OSError:
-            os.ftruncate(self._fd, self._size)
-            raise
-        self._size += len(data)
+        self._file.write(_stream(rows, head=self._file.size == 0))
 
     def rewind(self, step: int) -> None:
         """Drop everything after ``step``: what a resumed run is about to repeat."""
         found = list(messages(self.path))
         kept = bisect_right(found, step, key=lambda message: message.step)
         if kept < len(found):
-            self._size = found[kept].start if kept else 0
-            os.ftruncate(self._fd, self._size)
+            self._file.cut(found[kept].start if kept else 0)
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 class Message(NamedTuple):

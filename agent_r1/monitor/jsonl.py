@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from agent_r1.errors import DataError
+from agent_r1.monitor.appending import AppendOnly
 
 
 class _Stamp(msgspec.Struct):
@@ -33,31 +34,19 @@ class JsonlFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._size = _whole_lines(path)
-        os.ftruncate(self._fd, self._size)
+        path.touch(0o644)
+        self._file = AppendOnly(path, _whole_lines(path))
 
     def append(self, records: Iterable[Any]) -> None:
         """Write records after the last one: all of them, or none and ``OSError``."""
-        data = memoryview(b"".join(encode(record) + b"\n" for record in records))
-        try:
-            written = 0
-            while written < len(data):
-                written += os.pwrite(self._fd, data[written:], self._size + written)
-        except OSError:
-            os.ftruncate(self._fd, self._size)
-            raise
-        self._size += len(data)
+        self._file.write(b"".join(encode(record) + b"\n" for record in records))
 
     def rewind(self, step: int) -> None:
         """Drop everything after ``step``: what a resumed run is about to repeat."""
-        self._size = _end_of_step(self.path, step)
-        os.ftruncate(self._fd, self._size)
+        self._file.cut(_end_of_step(self.path, step))
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
 
 def encode(record: Any) -> bytes:

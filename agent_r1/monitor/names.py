@@ -117,8 +117,6 @@ METRICS: Mapping[str, str] = {
 }
 """Name or pattern, and what it means. An exact name comes before a pattern."""
 
-SPREADS = {"mean": "mean", "max": "largest", "min": "smallest", "std": "standard deviation"}
-
 
 def meaning(name: str) -> str | None:
     """The sentence of a logged name; None if there is none."""
