@@ -7,6 +7,8 @@ embedded   our executor without HTTP, in this process, full isolation
 peer       a SandboxFusion server at ``--peer URL`` (loopback, so that its CPU can be read)
 fresh      a new Python interpreter per program, without isolation and without HTTP, started as
            lean as can be (no ``site``)
+before     the service of another checkout, where ``--before`` names its interpreter; the median
+           over the rounds of service / before is printed, each round a pair
 
 Every answer is checked; a wrong one fails the run. Each program is unique (a trailing
 comment), so that nothing can be remembered. The load is closed: a fixed number of programs
@@ -25,6 +27,7 @@ import json
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -241,8 +244,8 @@ def fresh_interpreters() -> Contestant:
 
 
 @contextlib.asynccontextmanager
-async def our_service() -> AsyncIterator[Contestant]:
-    """The service in a process of its own."""
+async def our_service(name: str, python: str) -> AsyncIterator[Contestant]:
+    """The service that an interpreter has installed, in a process of its own."""
     code = (
         "from agent_r1.sandbox.embedded import EmbeddedExecutor\n"
         "from agent_r1.sandbox.serve import serve\n"
@@ -250,11 +253,11 @@ async def our_service() -> AsyncIterator[Contestant]:
         "try: serve(executor, port=0, ready=lambda url: print(url, flush=True))\n"
         "finally: executor.close()\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None
         url = await asyncio.to_thread(child.stdout.readline)
-        yield over_http(url.strip(), "service", child.pid)
+        yield over_http(url.strip(), name, child.pid)
     finally:
         child.terminate()
         child.wait(60)
@@ -264,14 +267,18 @@ async def our_service() -> AsyncIterator[Contestant]:
 async def contestants(options: argparse.Namespace) -> AsyncIterator[list[Contestant]]:
     from agent_r1.sandbox.embedded import EmbeddedExecutor
 
-    async with our_service() as service:
+    async with contextlib.AsyncExitStack() as stack:
+        services = [await stack.enter_async_context(our_service("service", sys.executable))]
+        if options.before:
+            before = our_service("before", options.before)
+            services.append(await stack.enter_async_context(before))
         executor = EmbeddedExecutor()
         own = os.getpid()
 
         def embedded_cpu() -> float:
-            return tree_cpu(own) - service.cpu_seconds()
+            return tree_cpu(own) - sum(service.cpu_seconds() for service in services)
 
-        rivals = [service, Contestant("embedded", executor.arun, embedded_cpu)]
+        rivals = [*services, Contestant("embedded", executor.arun, embedded_cpu)]
         if options.peer:
             rivals.append(over_http(options.peer, "peer", listener_of(options.peer)))
         rivals.append(fresh_interpreters())
@@ -311,6 +318,9 @@ def report(name: str, concurrency: int, row: list[Sample]) -> None:
         )
         if sample is not row[0] and sample.per_second:
             line += f"  {row[0].contestant}/{sample.contestant} {ours / sample.per_second:.1f}x"
+            if sample.contestant == "before":
+                pairs = [a / b for a, b in zip(row[0].rates, sample.rates, strict=True)]
+                line += f" (median of {len(pairs)} rounds {statistics.median(pairs):.3f}x)"
             bar = WORKLOADS[name].bar
             if sample.contestant == "peer" and concurrency == 32 and bar:
                 line += f" (bar {bar:g}x)"
@@ -394,6 +404,7 @@ def plot(rows: list[dict[str, object]], path: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--peer", help="URL of a SandboxFusion server on this host")
+    parser.add_argument("--before", help="interpreter of another checkout, to compare with")
     parser.add_argument("--workloads", "-w", type=split, default=list(WORKLOADS))
     parser.add_argument("--concurrency", "-c", type=split_numbers, default=[1, 8, 32, 128])
     parser.add_argument("--seconds", "-d", type=float, default=4.0, help="per round")
