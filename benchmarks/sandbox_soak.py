@@ -33,8 +33,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvloop
@@ -86,21 +86,32 @@ def read_process(pid: int) -> Process | None:
     return None if fields[0] == "Z" else Process(pid, int(fields[1]), fields[19])
 
 
-def descendants(root: int) -> list[Process]:
-    """The living tree below ``root``, with the role of each process."""
+def descendants(root: int, known: Iterable[Process] = ()) -> list[Process]:
+    """The living tree below ``root``, with the role of each process.
+
+    ``known``: members seen earlier. Where a process between was killed, the kernel gives its
+    children to another parent; they belong to the tree all the same.
+    """
     every = [read_process(int(name)) for name in os.listdir("/proc") if name.isdigit()]
+    living = {process.pid: process for process in every if process is not None}
     children: dict[int, list[Process]] = {}
-    for process in every:
-        if process is not None:
-            children.setdefault(process.parent, []).append(process)
-    found, roles, level = [], {root: "service"}, [root]
+    for process in living.values():
+        children.setdefault(process.parent, []).append(process)
+    roles = {root: "service"}
+    for process in known:
+        now = living.get(process.pid)
+        if now is not None and now.started == process.started:
+            roles[process.pid] = process.role
+    found = {pid: replace(living[pid], role=name) for pid, name in roles.items() if pid != root}
+    level = list(roles)
     while level:
         born = [child for parent in level for child in children.get(parent, [])]
+        level = [child.pid for child in born if child.pid not in roles]
         for child in born:
-            roles[child.pid] = role(child.pid, roles[child.parent])
-            found.append(Process(child.pid, child.parent, child.started, roles[child.pid]))
-        level = [child.pid for child in born]
-    return found
+            if child.pid not in roles:
+                roles[child.pid] = role(child.pid, roles[child.parent])
+                found[child.pid] = replace(child, role=roles[child.pid])
+    return list(found.values())
 
 
 def process_ids(pid: int | str) -> list[int]:
@@ -129,7 +140,13 @@ class Service:
     def __init__(self, name: str, log: Path) -> None:
         self.name, self.port, self.log = name, 0, log
         self.pids: list[int] = []
+        self.known: list[Process] = []
         self.start()
+
+    def family(self) -> list[Process]:
+        """Every living process that this service or one of its processes started."""
+        self.known = descendants(self.child.pid, self.known)
+        return self.known
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -150,7 +167,7 @@ class Service:
 
     def end(self, number: signal.Signals) -> list[Process]:
         """Send the signal; the members of its tree that outlive it for too long."""
-        family = descendants(self.child.pid)
+        family = self.family()
         self.child.send_signal(number)
         self.child.wait(120)
         for pipe in (self.child.stdin, self.child.stdout):
@@ -162,7 +179,7 @@ class Service:
         return left
 
     def sample(self) -> dict[str, float]:
-        family = descendants(self.child.pid)
+        family = self.family()
         pid = self.child.pid
         ours = [p for p in family if p.role != "program"]
         mounts = [lines(f"/proc/{p.pid}/mountinfo") for p in ours]
@@ -332,7 +349,7 @@ async def inject(soak: Soak, services: list[Service], seconds: float, whole: flo
             soak.survivors += [f"{p.pid} after {number.name}" for p in left]
             await asyncio.to_thread(victim.start)
             continue
-        family = descendants(soak.random.choice(services).child.pid)
+        family = soak.random.choice(services).family()
         if not family:
             continue
         target = soak.random.choice(family)

@@ -241,6 +241,8 @@ class ZygotePool:
         if not data:
             raise SandboxUnavailable("the sandbox did not start: its supervisor ended at once")
         answer = json.loads(data)
+        if answer.get("lost"):
+            raise SandboxUnavailable("the sandbox did not start: one of its processes was killed")
         if "failed" in answer:
             raise Refused(isolation.refusal(self._settings.level, answer["failed"]))
 

@@ -192,8 +192,13 @@ class SandboxService:
         ]
         if reply.retry_after is not None:
             headers.append((b"retry-after", b"%d" % reply.retry_after))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        await send({"type": "http.response.body", "body": reply.body})
+        try:
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            await send({"type": "http.response.body", "body": reply.body})
+        except RuntimeError as error:  # uvloop's word for a connection that was reset meanwhile
+            if "closed" not in str(error):
+                raise
+            metrics.count(self.metrics.refusals, ("reason", "client_gone"))
 
     async def _reply(self, scope: Scope, receive: Receive) -> _Reply:
         hold = Hold(self.admission)

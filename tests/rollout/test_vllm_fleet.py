@@ -1,15 +1,19 @@
 """Routing, losses and versions of vLLM replicas, with servers that are scripts."""
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from agent_r1.errors import EngineError
+from agent_r1.config.policy import RolloutConfig, VLLMConfig
+from agent_r1.errors import ConfigError, EngineError
 from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
+from agent_r1.rollout.engines.vllm_open import open_vllm
 from agent_r1.rollout.engines.vllm_plugin import _prepare_tied
 from agent_r1.rollout.engines.vllm_server import INITIAL_VERSION, Unreachable, _completion
-from agent_r1.rollout.engines.vllm_weights import FileSender
+from agent_r1.rollout.engines.vllm_weights import FileSender, remove_abandoned
 from agent_r1.types import Completion, Finish, SamplingParams
 
 PARAMS = SamplingParams(8)
@@ -350,6 +354,34 @@ def test_where_adapters_are_trained_only_they_are_sent(tmp_path):
         "version-1.safetensors",
     ]
     sender.close()
+
+
+def test_weights_of_a_killed_trainer_are_removed_and_those_of_a_living_one_are_not(tmp_path):
+    code = (
+        "import pathlib, sys, time\n"
+        "from agent_r1.rollout.engines import vllm_weights\n"
+        "sender = vllm_weights.FileSender(pathlib.Path(sys.argv[1]))\n"
+        "sender._place(0)\nprint('ready', flush=True)\ntime.sleep(600)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        remove_abandoned(tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
+        other.kill()
+        other.wait()
+    remove_abandoned(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_window_beyond_the_models_positions_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    options = {"dtype": "float32", "device": "cpu", "log_folder": tmp_path}
+    open_vllm(RolloutConfig(name="vllm"), tmp_path, max_model_len=64, **options)
+    with pytest.raises(ConfigError, match=r"65 tokens .*max_prompt_length.* 64 positions"):
+        open_vllm(RolloutConfig(name="vllm"), tmp_path, max_model_len=65, **options)
+    allowed = VLLMConfig(env={"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"})
+    open_vllm(RolloutConfig(name="vllm", vllm=allowed), tmp_path, max_model_len=65, **options)
 
 
 def test_nobody_there_is_an_error_after_a_while(tmp_path):

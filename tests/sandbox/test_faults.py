@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from agent_r1.errors import SandboxError, SandboxUnavailable
-from agent_r1.sandbox import EmbeddedExecutor, Limits, RunRequest, RunResult, RunStatus, pool
+from agent_r1.sandbox import EmbeddedExecutor, Limits, RunRequest, RunResult, RunStatus, pool, tiers
+from agent_r1.sandbox.guest import supervisor
 
 REPOSITORY = Path(__file__).parents[2]
 SUICIDE = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -105,6 +107,27 @@ def test_limits_that_cannot_be_set_cost_the_slot_and_not_the_run(
     monkeypatch.setattr(pool.Slot, "limit", limit)
     assert watched.run("print(1)").stdout == "1\n"
     assert not refusals
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (BrokenPipeError(32, "Broken pipe"), False),
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (ProcessLookupError(3, "No such process"), False),
+        (PermissionError(1, "clone: Operation not permitted"), True),
+    ],
+)
+def test_a_start_that_was_killed_is_tried_again_and_one_that_is_refused_is_not(
+    error: OSError, refused: bool
+) -> None:
+    tier = pool.ZygotePool(tiers.PLAIN, pool.PoolSettings(1 << 20, "strict", None))
+    host, guest = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with host, guest:
+        guest.send(supervisor._failure(error))
+        with pytest.raises(SandboxUnavailable) as told:
+            tier._expect_ready(host)
+    assert isinstance(told.value, pool.Refused) == refused
 
 
 class Starts:

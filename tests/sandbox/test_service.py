@@ -210,6 +210,22 @@ def test_a_client_that_hangs_up_ends_its_program(executor):
         assert 'refused_total{reason="client_gone"} 1' in api.get("/metrics").text
 
 
+def test_a_connection_that_is_reset_before_its_answer_is_no_fault_of_the_service(executor):
+    service = SandboxService(executor)
+    scope = {"type": "http", "method": "GET", "path": "/v1/ping", "headers": []}
+
+    async def answered(message):
+        async def send(_):
+            raise RuntimeError(message)
+
+        await service(scope, None, send)
+
+    asyncio.run(answered("unable to perform operation on <TCPTransport>; the handler is closed"))
+    assert service.metrics.refusals == {(("reason", "client_gone"),): 1}
+    with pytest.raises(RuntimeError, match="another message"):
+        asyncio.run(answered("another message was expected"))
+
+
 def test_a_client_that_hangs_up_in_the_queue_is_forgotten(executor):
     executor.hold()
     with serving(executor) as url, http(url) as api:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ def open_vllm(
             raise ConfigError(
                 f"rollout.name=vllm reads a model folder, and {model} is none; download it first"
             )
+        _check_window(model, max_model_len, settings.env)
         words = command(rollout, model, max_model_len, dtype, device)
         environ = environment(settings, device)
         replicas = [
@@ -89,6 +91,26 @@ def command(
     words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     words += [word for pair in options.items() for word in pair]
     return [*words, *flags, *settings.args]
+
+
+def _check_window(model: Path, max_model_len: int, env: Mapping[str, str]) -> None:
+    """Say at once what vLLM would say after it has started: the model has fewer positions."""
+    if {**os.environ, **env}.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("", "0"):
+        return
+    try:
+        found = json.loads((model / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return  # vLLM names what is wrong with it
+    found = found.get("text_config", found)
+    positions = found.get("max_position_embeddings")
+    scaled = found.get("rope_scaling") or found.get("rope_parameters") or {}
+    if isinstance(positions, int) and "factor" not in scaled and max_model_len > positions:
+        raise ConfigError(
+            f"the context window of {max_model_len} tokens (data.max_prompt_length + "
+            f"data.max_response_length, or actor_rollout_ref.rollout.max_model_len) is above the "
+            f"{positions} positions of {model}; lower it, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 "
+            "in actor_rollout_ref.rollout.vllm.env"
+        )
 
 
 def environment(settings: VLLMConfig, device: str) -> Mapping[str, str]:

@@ -5,7 +5,10 @@ Where only adapters are trained, the base is written once and each version is A 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from agent_r1.models.lora import Adapter
 
 _MEMORY = Path("/dev/shm")
+_PREFIX = "agent-r1-weights-"
+_LOCK = "in-use"
 _BASE = "base"
 _TYPES = {
     "torch.float64": "F64",
@@ -65,6 +70,8 @@ class FileSender:
     def __init__(self, folder: Path | None = None) -> None:
         self._chosen = folder
         self._folder: Path | None = None
+        self._lock: int | None = None
+        """Held while the folder is in use; the kernel lets go of it however this process ends."""
         self._base: Path | None = None
         self._spare: Path | None = None
         """A file that nobody reads any more, to be written over."""
@@ -102,6 +109,9 @@ class FileSender:
     def close(self) -> None:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _write(
         self, name: str, weights: Iterable[tuple[str, Tensor]], metadata: dict[str, str]
@@ -125,9 +135,24 @@ class FileSender:
             parent = self._chosen
             if parent is None and _MEMORY.is_dir():
                 # Two versions exist while one replaces the other.
+                remove_abandoned(_MEMORY)
                 parent = _MEMORY if shutil.disk_usage(_MEMORY).free > 2.5 * size else None
-            self._folder = Path(tempfile.mkdtemp(prefix="agent-r1-weights-", dir=parent))
+            self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+            self._lock = os.open(self._folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self._folder
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove the weights of processes that were killed: nobody holds their folders' locks."""
+    for path in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.parent, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -39,7 +39,7 @@ def main() -> NoReturn:
     try:
         child = _start(spec, control) if spec["own_namespaces"] else _start_plain(spec)
     except OSError as error:
-        control.send(json.dumps({"failed": str(error)}).encode())
+        control.send(_failure(error))
         os._exit(1)
     control.close()
     _watch(child, host)
@@ -49,6 +49,12 @@ def main() -> NoReturn:
         trees.remove(spec["zygote"]["scratch"])
     _remove_cgroups(spec["cgroups"])
     os._exit(0)
+
+
+def _failure(error: BaseException) -> bytes:
+    """Why there is no zygote. That one half was killed says nothing about the kernel."""
+    lost = isinstance(error, ConnectionError | ProcessLookupError)
+    return json.dumps({"failed": str(error), "lost": lost}).encode()
 
 
 def _start(spec: dict[str, Any], control: socket.socket) -> int:
@@ -61,7 +67,7 @@ def _start(spec: dict[str, Any], control: socket.socket) -> int:
         try:
             _become_zygote(spec, theirs, as_user)
         except BaseException as error:
-            control.send(json.dumps({"failed": str(error)}).encode())
+            control.send(_failure(error))
         os._exit(1)
     theirs.close()
     if as_user:
