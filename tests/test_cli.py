@@ -16,6 +16,7 @@ import yaml
 from safetensors.numpy import load_file, save_file
 
 from agent_r1.cli import cli
+from agent_r1.cli.base import policy_folder
 
 COMMAND = f"{shlex.quote(sys.executable)} -m agent_r1"
 
@@ -196,6 +197,14 @@ def test_the_newest_checkpoint_is_exported(tmp_path):
     assert load_file(tmp_path / "out" / "model.safetensors")["weight"] == 1000000
     again = shell(f"agent-r1 export --run {tmp_path}/run {tmp_path}/out")
     assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_a_checkpoint_of_shards_alone_is_not_asked_and_says_how_it_can_be(tmp_path):
+    (tmp_path / "checkpoints/step-000002/shards").mkdir(parents=True)
+    done = shell(f"agent-r1 chat --run {tmp_path} -m hello")
+    assert done.returncode == 2 and "agent-r1 export --checkpoint" in done.stderr
+    checkpoint(tmp_path, 1)
+    assert policy_folder(tmp_path, None) == tmp_path / "checkpoints/step-000001/policy"
 
 
 def test_a_run_without_checkpoint_has_nothing_to_export(tmp_path):

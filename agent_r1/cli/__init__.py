@@ -26,6 +26,7 @@ from agent_r1.cli.base import (
     from_run,
     from_server,
     load,
+    newest_checkpoint,
     policy_folder,
     say,
 )
@@ -397,13 +398,12 @@ def _load_policy(
 
 def _export_source(run: Path | None, checkpoint: Path | None) -> Path:
     """Like :func:`policy_folder`, but a checkpoint may be of another program."""
-    if checkpoint is not None:
-        inside = (checkpoint / name for name in ("policy", "actor"))
-        return next((folder for folder in inside if folder.is_dir()), checkpoint)
-    source = policy_folder(run, None)
-    if source is None:
+    if checkpoint is None and run is not None:
+        checkpoint = newest_checkpoint(run)
+    if checkpoint is None:
         raise ConfigError("nothing to export; give --run FOLDER or --checkpoint FOLDER")
-    return source
+    inside = (checkpoint / name for name in ("policy", "actor", "shards"))
+    return next((folder for folder in inside if folder.is_dir()), checkpoint)
 
 
 def _policy_of(config: Config) -> dict[str, str]:

@@ -130,19 +130,30 @@ def say(text: str, *, colour: str) -> None:
 
 def newest_checkpoint(run: Path) -> Path:
     """The folder of the newest checkpoint of ``run``; :class:`ConfigError` if it has none."""
+    return _checkpoints(run)[-1]
+
+
+def _checkpoints(run: Path) -> list[Path]:
     found = sorted(run.glob("checkpoints/step-*"), key=lambda p: (len(p.name), p.name))
     if not found:
         raise ConfigError(f"{run} has no checkpoint yet; give --checkpoint, or train further")
-    return found[-1]
+    return found
 
 
 def policy_folder(run: Path | None, checkpoint: Path | None) -> Path | None:
-    """The model folder of ``checkpoint``, else of the newest checkpoint of ``run``."""
+    """The model folder of ``checkpoint``, else of the newest checkpoint of ``run`` with one."""
     if checkpoint is None and run is not None:
-        checkpoint = newest_checkpoint(run)
+        found = _checkpoints(run)
+        complete = [path for path in found if (path / "policy").is_dir()]
+        checkpoint = (complete or found)[-1]
     if checkpoint is None:
         return None
     policy = checkpoint / "policy" if (checkpoint / "policy").is_dir() else checkpoint
     if not (policy / "config.json").is_file():
+        if (checkpoint / "shards").is_dir():
+            raise ConfigError(
+                f"{checkpoint} holds its policy as shards only; make a model folder of it with "
+                f"agent-r1 export --checkpoint {checkpoint} FOLDER"
+            )
         raise ConfigError(f"{policy} is no model folder: it has no config.json")
     return policy

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from agent_r1.cli.base import ExampleCommand, newest_checkpoint, say
+from agent_r1.cli.base import ExampleCommand, policy_folder, say
 from agent_r1.errors import AgentR1Error, ConfigError
 from agent_r1.types import Outcome
 
@@ -147,7 +147,9 @@ def _model_of(folder: Path) -> Path | str:
     from agent_r1.config.load import load_section
 
     try:
-        return newest_checkpoint(folder) / "policy"
+        policy = policy_folder(folder, None)
+        assert policy is not None
+        return policy
     except ConfigError:  # an evaluation, or a run before its first checkpoint
         settings = load_section(Config, folder / "config.yaml", environ={})
         return settings.actor_rollout_ref.model.path

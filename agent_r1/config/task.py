@@ -305,6 +305,9 @@ class TrainerConfig(Section):
     before. Without it such a change is an error; other changes are printed and recorded."""
     max_ckpt_to_keep: CountOrAll = None
     """Checkpoints kept; older ones are removed. null: all."""
+    export_policy: Literal["always", "end"] = "always"
+    """Several processes: which checkpoints get the policy as a model folder too, written while
+    training goes on. ``end``: the last one; ``agent-r1 export`` makes it of any other."""
     seed: NonNegativeInt = 0
     """Seed of everything random: weights, order, sampling, sandboxed programs."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -24,6 +24,9 @@ _PATIENCE = timedelta(days=365)
 """Longest wait for the next command: sampling takes as long as it takes, and a connection that
 breaks ends the wait at once."""
 
+_WRITING = timedelta(hours=1)
+"""Longest wait for another rank's files of a checkpoint, which holds no computation up."""
+
 _LOST = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "NCCL")
 """What torch's backends say when a peer is gone."""
 
@@ -33,7 +36,7 @@ class Ranks:
 
     Numbers travel over NCCL where there are GPUs and over gloo elsewhere; commands and records
     always over gloo, in a group of their own. ``timeout_s`` is the longest that one collective
-    operation may take.
+    operation may take. ``files`` is the group in which checkpoints are agreed on.
     """
 
     def __init__(self, device: torch.device, timeout_s: float) -> None:
@@ -41,8 +44,10 @@ class Ranks:
         self.rank = dist.get_rank()
         self.count = dist.get_world_size()
         self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,))
-        self._records: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        self._records: Any = dist.new_group(backend="gloo", timeout=timeout)
         self._commands: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        self.files: Any = dist.new_group(backend="gloo", timeout=max(_WRITING, timeout))
         self._imbalances: list[float] = []
         self._in_step = False
 

@@ -7,22 +7,33 @@ only :meth:`~RankWorker.serve`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from agent_r1.data.batch import Batch
 from agent_r1.distributed.ranks import Ranks, watched
 from agent_r1.distributed.shard import reshard, whole_parameters
-from agent_r1.distributed.state import gathered, map_tensors, scattered
+from agent_r1.distributed.shards import ShardWriter, read_shards
+from agent_r1.distributed.state import Places, scattered, split, tied_places
+from agent_r1.errors import CheckpointError
 from agent_r1.models.divergence import TeacherView
-from agent_r1.models.load import save_model
+from agent_r1.models.export import HF_FOLDER
+from agent_r1.models.load import describe_model, save_model
 from agent_r1.models.lora import has_lora, merged_state
 from agent_r1.models.value import Values
+from agent_r1.trainer.checkpoint import (
+    POLICY_FOLDER,
+    SHARDS_FOLDER,
+    Snapshot,
+    load_state,
+    whole_state,
+)
+from agent_r1.trainer.trainable import Trainable
 from agent_r1.trainer.worker import LocalWorker
 
 
@@ -35,6 +46,7 @@ class RankWorker(LocalWorker):
     def __init__(self, *args: Any, ranks: Ranks, **options: Any) -> None:
         super().__init__(*args, peers=ranks, **options)
         self.ranks = ranks
+        self.writer = ShardWriter(ranks.files)
 
     def perform(self, method: str, arguments: tuple[Any, ...]) -> Any:
         """Run a method and leave no gathered weights behind."""
@@ -52,6 +64,8 @@ class RankWorker(LocalWorker):
             method, arguments = command
             with watched(timeout_s):
                 self.perform(method, arguments)
+        with suppress(CheckpointError):  # rank 0 tells of it
+            self.writer.wait()
 
     def update_policy(self, *arguments: Any, **options: Any) -> dict[str, float]:
         """As of one process, and how unevenly tokens fell on the ranks."""
@@ -60,18 +74,30 @@ class RankWorker(LocalWorker):
         found = self.ranks.imbalance()
         return metrics if found is None else metrics | {"perf/token_imbalance": found}
 
-    def state_dict(self) -> dict[str, Any]:
-        """That of one process: everything gathered, on the CPU."""
-        state: dict[str, Any] = map_tensors(super().state_dict(), gathered)
+    def begin_shards(self, folder: Path) -> Any:
+        """Begin to write this rank's tensors; everything else of the state, and their names."""
+        same: dict[str, str] = {}
+        for role, trainable in self._trained():
+            same |= tied_places(role, trainable.module)
+        shards: dict[str, Tensor] = {}
+        state = split(self.state_dict(), same, shards)
+        self.writer.begin(shards, folder)
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take this rank's part of a state that any number of ranks wrote."""
-        parts: dict[str, Any] = dict(state)
-        for name, trainable in (("actor", self._actor), ("critic", self._critic)):
-            if trainable is not None:
-                parts[name] = scattered(parts[name], trainable.module, trainable.parameters)
-        super().load_state_dict(parts)
+    def take(self, checkpoint: Path) -> None:
+        """This rank's part of a checkpoint that any number of processes wrote."""
+        state = load_state(checkpoint, mapped=True)["worker"]
+        places = Places()
+        for role, trainable in self._trained():
+            part = scattered(state[role], trainable.module, trainable.parameters, places)
+            state[role] = part
+        if places.rooms:
+            read_shards(places.rooms, checkpoint / SHARDS_FOLDER, self.ranks.files)
+        self.load_state_dict(state)
+
+    def _trained(self) -> list[tuple[str, Trainable]]:
+        networks = (("actor", self._actor), ("critic", self._critic))
+        return [(role, network) for role, network in networks if network is not None]
 
     def whole_policy(self) -> dict[str, Tensor] | None:
         """Every parameter of the policy on rank 0, ``None`` elsewhere."""
@@ -138,23 +164,25 @@ class ShardedWorker:
         found: dict[str, Tensor] = self._together("whole_policy")
         return found
 
-    def filled_shell(self) -> nn.Module:
-        """The plain model with the weights as they are now."""
-        with torch.no_grad():
-            for name, tensor in self.whole_policy().items():
-                self._shell.get_parameter(name).copy_(tensor)
-        return self._shell
-
     def export(self, path: Path) -> None:
         """Write the policy and its tokenizer as one model folder."""
-        save_model(self.filled_shell(), self._tokenizer, path)
+        save_model(self._shell, self._tokenizer, path, self.whole_policy())
 
-    def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = self._together("state_dict")
-        return found
+    def snapshot(self, draft: Path) -> Snapshot:
+        """Every rank begins to write its shards into the draft."""
+        state = self._together("begin_shards", draft / SHARDS_FOLDER)
+        describe_model(self._shell, self._tokenizer, draft / HF_FOLDER)
+        return Snapshot(state, self._own.writer.wait)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._together("load_state_dict", state)
+    def restore(self, checkpoint: Path, state: Any) -> None:
+        """Every rank reads its own part, for which all of them must see the folder."""
+        self._together("take", checkpoint)
+
+    def export_from(self, checkpoint: Path) -> None:
+        """Merge the shards into the policy's folder; no other rank takes part."""
+        kept = load_state(checkpoint)["worker"]["actor"]["module"]
+        trained = whole_state(kept, checkpoint)
+        save_model(self._shell, self._tokenizer, checkpoint / POLICY_FOLDER, trained)
 
     def _together(self, method: str, *arguments: Any) -> Any:
         with self._lock, watched(self._timeout_s), self._own.ranks.exchange():
@@ -175,6 +203,7 @@ class GatheredWeights:
         return self._worker.whole_policy().items()
 
     def checkpoint(self) -> Iterable[tuple[str, Tensor]]:
+        found = self._worker.whole_policy()
         if has_lora(self._worker.policy):
-            return merged_state(self._worker.filled_shell()).items()
-        return self.parameters()
+            return merged_state(self._worker.policy, found).items()
+        return found.items()

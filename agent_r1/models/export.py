@@ -20,11 +20,12 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
 from agent_r1.errors import CheckpointError, ConfigError, ModelError
+from agent_r1.models.dcp import read_dcp
 from agent_r1.models.load import check_folder, flush_folder, torch_dtype
-from agent_r1.models.shards import FolderWeights, Weights, find_rank_files, read_dcp, read_ranks
+from agent_r1.models.shards import FolderWeights, Weights, find_rank_files, read_ranks
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".distcp")
-_HF = "huggingface"
+HF_FOLDER = "huggingface"
 
 
 def export_model(
@@ -78,11 +79,11 @@ def _open(source: Path, base: Path | None) -> tuple[Weights, Path]:
 
 
 def _base_of(source: Path) -> Path:
-    for folder in (source / _HF, source.parent / _HF, source):
+    for folder in (source / HF_FOLDER, source.parent / HF_FOLDER, source):
         if (folder / "config.json").is_file():
             return folder
     raise ModelError(
-        f"{source} is a sharded checkpoint without a model configuration: there is no {_HF}/ "
+        f"{source} is a sharded checkpoint without a model configuration: there is no {HF_FOLDER}/ "
         "folder with a config.json beside it; name the model that was trained with --base FOLDER"
     )
 

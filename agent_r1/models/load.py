@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
@@ -23,6 +23,7 @@ from agent_r1.models.fused import fuse_elementwise
 from agent_r1.models.logprobs import packed_states, token_logprobs
 from agent_r1.models.lora import has_lora, merged_state, save_adapter
 from agent_r1.models.recompute import recompute_elementwise
+from agent_r1.models.weights import state_with
 
 DTYPES = {
     "float32": torch.float32,
@@ -263,8 +264,15 @@ def _check_packing(model: nn.Module) -> None:
         )
 
 
-def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Path:
+def save_model(
+    model: nn.Module,
+    tokenizer: Any | None,
+    path: str | Path,
+    values: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write a model folder that is either complete or absent.
+
+    ``values`` take the place of the model's own parameters of these names, in their types.
 
     All files go to a folder beside ``path``, are flushed to the disk and take its place
     by renaming; an existing folder is replaced only then. Raises
@@ -278,11 +286,13 @@ def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Pat
         raise CheckpointError(f"cannot write to {target.parent}: {error}") from error
     try:
         with _without_progress_bars(work):
+            state = None if values is None else state_with(model, values)
             if has_lora(model):
-                model.save_pretrained(work, state_dict=merged_state(model))  # type: ignore[operator]
-                save_adapter(model, work / "adapter", str(model.config._name_or_path))  # type: ignore[union-attr]
+                model.save_pretrained(work, state_dict=merged_state(model, state))  # type: ignore[operator]
+                base = str(model.config._name_or_path)  # type: ignore[union-attr]
+                save_adapter(model, work / "adapter", base, state)
             else:
-                model.save_pretrained(work)  # type: ignore[operator]
+                model.save_pretrained(work, state_dict=state)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(work)
         flush_folder(work)
@@ -295,6 +305,15 @@ def save_model(model: nn.Module, tokenizer: Any | None, path: str | Path) -> Pat
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def describe_model(model: nn.Module, tokenizer: Any | None, folder: Path) -> None:
+    """Write all of a model folder but its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    parts: tuple[Any, ...] = (model.config, getattr(model, "generation_config", None), tokenizer)
+    for part in parts:
+        if part is not None:
+            part.save_pretrained(folder)
 
 
 @contextmanager

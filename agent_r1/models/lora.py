@@ -10,7 +10,7 @@ for the adapted layers. PEFT is an optional dependency and imported only where i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,11 +128,17 @@ def without_lora(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def adapters_of(model: nn.Module) -> dict[str, Adapter]:
-    """The adapters, by the names that the weights have in the plain model."""
+def adapters_of(model: nn.Module, values: Mapping[str, Tensor] | None = None) -> dict[str, Adapter]:
+    """The adapters, by the names that the weights have in the plain model.
+
+    ``values`` take the place of the model's own parameters, by their names.
+    """
     found = {}
     for name, layer in lora_layers(model):
-        a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+        if values is None:
+            a, b = layer.lora_A[ADAPTER].weight.detach(), layer.lora_B[ADAPTER].weight.detach()
+        else:
+            a, b = (values[f"{name}.{matrix}.{ADAPTER}.weight"] for matrix in ("lora_A", "lora_B"))
         found[f"{name}.weight"] = Adapter(a, b, float(layer.scaling[ADAPTER]))
     return found
 
@@ -145,22 +151,27 @@ def base_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def merged_state(model: nn.Module) -> dict[str, Tensor]:
+def merged_state(model: nn.Module, values: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """A state dict of the plain model: every adapted weight with its update added.
 
-    Sums are formed in float32 and rounded once to the type of the weight.
+    Sums are formed in float32 and rounded once to the type of the weight. ``values`` is a
+    state to take in place of the model's own.
     """
-    adapters = adapters_of(model)
+    adapters = adapters_of(model, values)
+    own = model.state_dict() if values is None else values
     state = {
-        name.replace(_BASE, "."): tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
+        name.replace(_BASE, "."): tensor for name, tensor in own.items() if ".lora_" not in name
     }
     return state | {name: adapter.merged(state[name]) for name, adapter in adapters.items()}
 
 
-def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
-    """Write the adapters alone, in the layout that PEFT, vLLM and transformers load."""
+def save_adapter(
+    model: nn.Module, folder: Path, base: str, values: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write the adapters alone, in the layout that PEFT, vLLM and transformers load.
+
+    ``values`` is a state to take in place of the model's own.
+    """
     import json
 
     from safetensors.torch import save_file
@@ -168,7 +179,7 @@ def save_adapter(model: nn.Module, folder: Path, base: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor.contiguous().cpu()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in (model.state_dict() if values is None else values).items()
         if ".lora_" in name
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -49,3 +49,11 @@ def is_sharded(model: nn.Module) -> bool:
     """Whether the weights of ``model`` are spread over ranks."""
     found: Any = next(model.parameters(), None)
     return isinstance(found, DTensor)
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For each name of a parameter after its first, the first."""
+    seen: dict[nn.Parameter, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    firsts = {name: seen.setdefault(parameter, name) for name, parameter in named}
+    return {name: first for name, first in firsts.items() if name != first}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,22 +16,6 @@ from agent_r1.errors import ModelError
 
 _RANK_FILE = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _WRAPPERS = re.compile(r"_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.|_orig_mod\.")
-_DCP_MODULES = (
-    "torch.distributed.checkpoint.metadata",
-    "torch.distributed.checkpoint.filesystem",
-)
-_DCP_NAMES = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    ("builtins", "dict"),
-    ("builtins", "list"),
-    ("builtins", "set"),
-    ("builtins", "tuple"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "Path"),
-}
 
 
 class Weights(Protocol):
@@ -122,7 +105,7 @@ def _open_file(file: Path) -> Callable[[str], Tensor]:
 # --- shards of ranks -------------------------------------------------------------------
 
 
-class _Merged:
+class Merged:
     """Tensors put together when they are asked for."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
@@ -159,12 +142,12 @@ def read_ranks(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> Weights
             f"(model_world_size_{world}_rank_{missing[0]}.pt); copy it from the node that wrote it"
         )
     ranks = [_load_rank(files[world, rank]) for rank in range(world)]
-    original = _match(ranks[0], expected, folder)
+    original = match_names(ranks[0], expected, folder)
     makers = {
         name: _maker(name, [rank[key] for rank in ranks], expected[name])
         for name, key in original.items()
     }
-    return _Merged(makers)
+    return Merged(makers)
 
 
 def _load_rank(file: Path) -> dict[str, Any]:
@@ -181,7 +164,7 @@ def _load_rank(file: Path) -> dict[str, Any]:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, OSError, EOFError) as error:
         raise ModelError(
-            f"{file} cannot be read as a rank's tensors: {_first_line(error)}; it is damaged, or "
+            f"{file} cannot be read as a rank's tensors: {first_line(error)}; it is damaged, or "
             "of a kind that is not merged here (save it as DTensors or with "
             "torch.distributed.checkpoint)"
         ) from error
@@ -235,7 +218,7 @@ def _assemble(mesh: Any, placements: Sequence[Any], parts: Sequence[Tensor]) -> 
     return torch.cat([p for p in pieces if p.numel()] or pieces[:1], dim=placement.dim)
 
 
-def _match(
+def match_names(
     found: Iterable[str], expected: Mapping[str, tuple[int, ...]], folder: Path
 ) -> dict[str, str]:
     """Expected name → key in the checkpoint, which may have a prefix such as ``model.``."""
@@ -255,58 +238,5 @@ def _match(
     )
 
 
-# --- torch.distributed.checkpoint --------------------------------------------------------
-
-
-class _OnlyMetadata(pickle.Unpickler):
-    """Unpickles what such a checkpoint's ``.metadata`` consists of, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        # Types of torch are looked up as torch.float32 and the like.
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if module in _DCP_MODULES or (module, name) in _DCP_NAMES or is_dtype:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def read_dcp(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> Weights:
-    """The model's tensors of a distributed checkpoint; an optimizer's stay unread."""
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    described = _read_metadata(folder).state_dict_metadata
-    tensors = {k: d for k, d in described.items() if isinstance(d, TensorStorageMetadata)}
-    original = _match(tensors, expected, folder)
-    state: dict[str, Any] = {}
-    for name, key in original.items():
-        shape = tuple(tensors[key].size)
-        if shape != expected[name]:
-            raise ModelError(
-                f"{name} has shape {shape} in {folder} and {expected[name]} in the model's "
-                "configuration; give the configuration that was trained with --base"
-            )
-        state[key] = torch.empty(shape, dtype=tensors[key].properties.dtype)
-    try:
-        with warnings.catch_warnings():  # torch remarks that one process reads
-            warnings.simplefilter("ignore", UserWarning)
-            load(state, checkpoint_id=folder, no_dist=True)
-    except (OSError, RuntimeError, CheckpointException) as error:
-        raise ModelError(
-            f"{folder} cannot be read: {_first_line(error)}; are all of its .distcp files there?"
-        ) from error
-    return _Merged({name: lambda key=key: state[key] for name, key in original.items()})  # type: ignore[misc]
-
-
-def _read_metadata(folder: Path) -> Any:
-    try:
-        with (folder / ".metadata").open("rb") as file:
-            return _OnlyMetadata(file).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError) as error:
-        raise ModelError(
-            f"{folder}/.metadata is not that of a distributed checkpoint: {error}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

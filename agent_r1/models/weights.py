@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from agent_r1.models.lora import Adapter, adapters_of, base_weights
+from agent_r1.models.sharded import first_names
 
 
 class ModuleWeights:
@@ -31,3 +32,18 @@ class ModuleWeights:
 
     def base(self) -> Iterable[tuple[str, Tensor]]:
         return base_weights(self._module)
+
+
+def state_with(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's state dict with other values of its parameters, in the types that they have.
+
+    A weight with several names may be among the values under any of them.
+    """
+    first = first_names(model)
+    given = {first.get(name, name): tensor for name, tensor in values.items()}
+    made: dict[str, Tensor] = {}
+    for name, own in model.state_dict().items():
+        kept = first.get(name, name)
+        new = made.get(kept, given.get(kept))
+        made[name] = own if new is None else new.to(own.dtype)
+    return made

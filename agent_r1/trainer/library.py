@@ -133,6 +133,7 @@ class Trainer:
         """Write a checkpoint of the present step; returns the folder of the model in it."""
         self._begin()
         self._trainer.save()
+        self._trainer.settle()
         found = self._parts.checkpoints.latest()
         assert found is not None
         return found / "policy"

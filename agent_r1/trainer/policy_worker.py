@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +14,7 @@ from agent_r1.models.divergence import TeacherView
 from agent_r1.models.packing import sent
 from agent_r1.models.value import Values
 from agent_r1.models.weights import ModuleWeights
+from agent_r1.trainer.checkpoint import Snapshot
 
 
 class PolicyWorker(Protocol):
@@ -52,9 +52,21 @@ class PolicyWorker(Protocol):
     def export(self, path: Path) -> None:
         """Write the policy and its tokenizer as a model folder."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def snapshot(self, draft: Path) -> Snapshot:
+        """Everything that an exact continuation needs, as it is now.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+        What the state file should not hold is written into the folder ``draft``, and may be
+        written while training goes on.
+        """
+
+    def restore(self, checkpoint: Path, state: Any) -> None:
+        """Continue exactly where the checkpoint's snapshot was taken, by whatever worker.
+
+        ``state`` is the snapshot's, as the state file gives it.
+        """
+
+    def export_from(self, checkpoint: Path) -> None:
+        """Add the policy's folder to a complete checkpoint of a snapshot with files."""
 
 
 @dataclass(frozen=True, slots=True)

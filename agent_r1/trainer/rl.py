@@ -34,7 +34,7 @@ from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.group import Group, GroupRunner, require_usable
 from agent_r1.rollout.limits import Sampling
 from agent_r1.tracing import span
-from agent_r1.trainer.checkpoint import CheckpointStore, load_state
+from agent_r1.trainer.checkpoint import POLICY_FOLDER, CheckpointStore, load_state
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.curriculum import Curriculum
@@ -110,8 +110,11 @@ class RLTrainer:
         """Run to the end. ``KeyboardInterrupt`` after a stop request, everything saved."""
         with asyncio.Runner() as runner, self._stop.installed():
             runner.run(self._fit(resume_from))
-        if self._stop.requested and self.step < self.total_steps:
+        interrupted = self._stop.requested and self.step < self.total_steps
+        if interrupted:
             self.save()
+        self.settle()
+        if interrupted:
             raise KeyboardInterrupt
 
     async def _fit(self, resume_from: Path | None) -> None:
@@ -176,6 +179,7 @@ class RLTrainer:
         metrics |= _throughput(sample, clock)
         self._unlogged = dict(metrics)
         await self._finish_step()
+        self._parts.checkpoints.check()
         due = self._is_due(self._config.trainer.save_freq)
         if due or self._parts.checkpoints.overdue:
             self.save(passing=not due)
@@ -240,16 +244,31 @@ class RLTrainer:
 
     def save(self, *, passing: bool = False) -> None:
         """Everything that the next step depends on, and what is still to be logged of this one."""
-        parts = self._parts
+        parts, store = self._parts, self._parts.checkpoints
+        draft = store.begin(self.step)
+        snapshot = parts.worker.snapshot(draft)
         state = {
             "step": self.step,
             "unlogged": self._unlogged,
-            "worker": parts.worker.state_dict(),
+            "worker": snapshot.state,
             "sampler": self._sampler.state_dict(),
             "credit": parts.credit.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
-        parts.checkpoints.save(self.step, state, parts.worker.export, passing=passing)
+        if snapshot.written is None:
+            store.finish(draft, state, parts.worker.export, passing=passing)
+        else:
+            always = self._config.trainer.export_policy == "always"
+            export = parts.worker.export_from if always else None
+            store.finish_later(draft, state, snapshot.written, export, passing=passing)
+
+    def settle(self) -> None:
+        """Until checkpoints under way are whole and the newest has the policy's folder."""
+        store = self._parts.checkpoints
+        store.wait()
+        newest = store.latest()
+        if newest is not None and not (newest / POLICY_FOLDER).exists():
+            self._parts.worker.export_from(newest)
 
     def _load(self, path: Path) -> None:
         """Continue after the step of a checkpoint; later lines of the run's files go."""
@@ -257,7 +276,7 @@ class RLTrainer:
         state = load_state(path)
         self.step = int(state["step"])
         self._unlogged = state["unlogged"]
-        parts.worker.load_state_dict(state["worker"])
+        parts.worker.restore(path, state["worker"])
         if "sampler" in state:
             self._sampler.load_state_dict(state["sampler"])
         else:  # written before sampling and learning could overlap

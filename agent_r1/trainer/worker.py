@@ -35,6 +35,7 @@ from agent_r1.models.lora import has_lora, without_lora
 from agent_r1.models.sharded import is_sharded
 from agent_r1.models.value import ValueModel, Values
 from agent_r1.models.weights import ModuleWeights
+from agent_r1.trainer.checkpoint import Snapshot, whole_state
 from agent_r1.trainer.peers import ALONE, Peers
 from agent_r1.trainer.policy_worker import Minibatch
 from agent_r1.trainer.trainable import StepResult, Trainable
@@ -339,6 +340,17 @@ class LocalWorker:
         themselves, in the folder ``adapter``.
         """
         save_model(self.policy, self._tokenizer, path)
+
+    def snapshot(self, draft: Path) -> Snapshot:
+        """All of :meth:`state_dict`, for the state file."""
+        return Snapshot(self.state_dict())
+
+    def restore(self, checkpoint: Path, state: Any) -> None:
+        """Continue where a checkpoint was written, by one process or by several."""
+        self.load_state_dict(whole_state(state, checkpoint))
+
+    def export_from(self, checkpoint: Path) -> None:
+        """Nothing: a checkpoint of one process has its policy from the beginning."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs; the reference is not in it."""

@@ -6,6 +6,8 @@ Functions here run on every rank of a crew. Rank 0 has both workers and compares
 import copy
 import dataclasses
 import random
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -17,6 +19,7 @@ from agent_r1.models.load import enable_packing, prepare_training
 from agent_r1.models.lora import add_lora
 from agent_r1.models.value import ValueModel
 from agent_r1.testing import make_trajectory, tiny_model
+from agent_r1.trainer.checkpoint import CheckpointStore, load_state, whole_state
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.learner import Learner
@@ -154,6 +157,27 @@ def largest_difference(first, second):
     return 0.0
 
 
+def checkpoint(worker, folder):
+    """A whole checkpoint of a worker of any kind, in a new folder; returns it."""
+    store = CheckpointStore(Path(folder))
+    step = len(store.list()) + 1
+    draft = store.begin(step)
+    snapshot = worker.snapshot(draft)
+    state = {"worker": snapshot.state}
+    if snapshot.written is None:
+        return store.finish(draft, state, lambda path: None)
+    store.finish_later(draft, state, snapshot.written, None)
+    store.wait()
+    return store.latest()
+
+
+def state_of(worker):
+    """What a worker writes into a checkpoint, as one process reads it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint(worker, folder)
+        return whole_state(load_state(path), path)["worker"]
+
+
 def compare(case, whole):
     """Largest difference of log-probabilities, metrics, weights and moments after 3 steps."""
     alone = one_process(case)
@@ -164,7 +188,7 @@ def compare(case, whole):
     from agent_r1.data.batch import Batch
 
     batch = Batch.from_trajectories(trajectories(case, 9), batch_of.pad_id)
-    states = whole.state_dict(), alone.state_dict()
+    states = state_of(whole), alone.state_dict()
     return {
         "logprobs": largest_difference(whole.logprobs(batch), alone.logprobs(batch)),
         "reference": largest_difference(whole.ref_logprobs(batch), alone.ref_logprobs(batch)),

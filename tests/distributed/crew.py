@@ -26,6 +26,10 @@ class Crew:
             self._pipes.append(here)
             self._processes.append(process)
 
+    @property
+    def pids(self):
+        return [process.pid for process in self._processes]
+
     def run(self, function, *arguments):
         """What ``function(ranks, *arguments)`` returns on each rank; the first error otherwise."""
         for pipe in self._pipes:

@@ -1,15 +1,15 @@
 """A checkpoint is whole or not there."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 import torch
+from full_disk import a_disk_that_is_full_after
 
 from agent_r1.errors import CheckpointError
 from agent_r1.models.load import save_model
@@ -19,19 +19,6 @@ from agent_r1.trainer.checkpoint import CheckpointStore, load_state, step_of
 
 def export_nothing(path):
     path.mkdir()
-
-
-@contextmanager
-def a_disk_that_is_full_after(size):
-    """Writing beyond ``size`` bytes of a file fails, as it does on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, previous)
 
 
 def test_what_was_saved_is_read_back(tmp_path):
@@ -143,6 +130,38 @@ def test_a_checkpoint_for_the_time_passed_is_replaced_by_the_next(tmp_path):
             store.save(step, {"step": step}, lambda folder: folder.mkdir(), passing=passing)
         names.append([int(path.name[-1]) for path in store.list()])
     assert names == [[], [2], [2], [4], [5], [5], [5, 7], [5, 8], [8, 9]]
+
+
+def test_a_checkpoint_that_is_written_later_counts_when_it_is_whole(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    store.save(1, {"n": 1}, export_nothing)
+    gate, seen = threading.Event(), []
+    store.finish_later(store.begin(2), {"n": 2}, gate.wait, seen.append)
+    store.check()
+    assert [step_of(path) for path in store.list()] == [1] and not seen
+    gate.set()
+    store.wait()
+    assert [step_of(path) for path in store.list()] == [2] and seen == store.list()
+
+
+def test_what_goes_wrong_with_a_later_checkpoint_is_raised_once_and_leaves_no_draft(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(1, {"n": 1}, export_nothing)
+
+    def refused():
+        raise OSError("No space left on device")
+
+    store.finish_later(store.begin(2), {"n": 2}, refused, None)
+    with pytest.raises(CheckpointError, match=r"No space left.*step-000001 is untouched"):
+        store.begin(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert store.begin(3).is_dir()
+
+
+def test_a_draft_of_a_killed_process_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".writing-step-000007").mkdir()
+    CheckpointStore(tmp_path).save(3, {"n": 3}, export_nothing)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
 
 
 def test_without_a_limit_no_checkpoint_is_overdue(tmp_path):

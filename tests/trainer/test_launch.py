@@ -136,4 +136,5 @@ def test_a_run_whose_process_is_killed_ends_like_one_that_was_left_alone(
     assert "was killed by signal 9; restart 1 of at most 3" in said
     assert not processes_of("killed.yaml", 0) and not processes_of("killed.yaml", 1)
     assert_equal(final_state(whole), final_state(run))
+    assert (run / "checkpoints/step-000012/policy/model.safetensors").is_file()
     assert lines(whole, "metrics.jsonl") == lines(run, "metrics.jsonl")

@@ -9,7 +9,7 @@ from agent_r1.errors import ConfigError, DataError, ModelError, RolloutFailed
 from agent_r1.monitor.records import read_records
 from agent_r1.monitor.run import RunFolder
 from agent_r1.trainer.build import train
-from agent_r1.trainer.checkpoint import CheckpointStore, load_state
+from agent_r1.trainer.checkpoint import CheckpointStore, load_state, whole_state
 
 from .conftest import TOY
 
@@ -35,7 +35,8 @@ def lines(run, name):
 
 
 def final_state(run):
-    return load_state(CheckpointStore(run / "checkpoints").latest())
+    path = CheckpointStore(run / "checkpoints").latest()
+    return whole_state(load_state(path), path)
 
 
 def assert_equal(one, other):
