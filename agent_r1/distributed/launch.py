@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from agent_r1.config.schema import Config
-from agent_r1.distributed.ranks import started_as_rank
+from agent_r1.distributed.ranks import HUNG, started_as_rank
 from agent_r1.errors import RankError
 
 RESTARTS = "AGENT_R1_RESTARTS"
@@ -115,4 +115,6 @@ def _start(command: Sequence[str], count: int) -> None:
 
 
 def _ended(exitcode: int) -> str:
+    if exitcode == HUNG:
+        return "waited for the others too long (the stacks above say in what)"
     return f"was killed by signal {-exitcode}" if exitcode < 0 else f"failed with code {exitcode}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,12 @@ T = TypeVar("T")
 _PATIENCE = timedelta(days=365)
 """Longest wait for the next command: sampling takes as long as it takes, and a connection that
 breaks ends the wait at once."""
+
+HUNG = 124
+"""Exit code of a process that waited for the others too long, that of ``timeout``."""
+
+_GRACE_S = 10.0
+"""After which a process that cannot end itself is ended."""
 
 _WRITING = timedelta(hours=1)
 """Longest wait for another rank's files of a checkpoint, which holds no computation up."""
@@ -149,16 +156,31 @@ def joined(device_type: str, timeout_s: float) -> Iterator[Ranks]:
 
 
 @contextmanager
-def watched(timeout_s: float) -> Iterator[None]:
+def watched(timeout_s: float, what: str = "a collective operation") -> Iterator[None]:
     """End this process with every thread's stack printed if the body takes longer.
 
-    The other ranks then see a broken connection. A hang inside of a collective operation
-    holds no Python lock, so the interpreter's own watchdog finds it.
+    The other ranks then see a broken connection, and the launcher the exit code ``HUNG``. A
+    hang inside of a collective operation holds no Python lock, so a thread finds it; where
+    something else holds that lock the interpreter's own watchdog ends the process soon after.
     """
-    faulthandler.dump_traceback_later(timeout_s, exit=True)
+
+    def end() -> None:
+        told = (
+            f"rank {os.environ.get('RANK', '0')}: {what} takes longer than "
+            f"actor_rollout_ref.nccl_timeout={timeout_s:g} s. Stacks of its threads:\n"
+        )
+        os.write(2, told.encode())
+        faulthandler.dump_traceback(2)
+        os._exit(HUNG)
+
+    alarm = threading.Timer(timeout_s, end)
+    alarm.daemon = True
+    alarm.start()
+    faulthandler.dump_traceback_later(timeout_s + _GRACE_S, exit=True)
     try:
         yield
     finally:
+        alarm.cancel()
         faulthandler.cancel_dump_traceback_later()
 
 

@@ -96,11 +96,12 @@ def reshard(model: nn.Module | None) -> None:
 
 @torch.no_grad()
 def whole_parameters(model: nn.Module, keep: bool) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter by name, gathered one after the other; a tied one comes once.
+    """Every trained parameter by name, gathered one after the other; a tied one comes once.
 
     All ranks must go through all of them. Only one that wants to ``keep`` them gets tensors
     of its own; to the others they are lent until the next is asked for.
     """
     for name, parameter in model.named_parameters():
-        found = whole(parameter.detach())
-        yield name, (found if keep else found[:0])
+        if parameter.requires_grad:
+            found = whole(parameter.detach())
+            yield name, (found if keep else found[:0])

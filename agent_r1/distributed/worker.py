@@ -7,7 +7,7 @@ only :meth:`~RankWorker.serve`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -24,7 +24,7 @@ from agent_r1.errors import CheckpointError
 from agent_r1.models.divergence import TeacherView
 from agent_r1.models.export import HF_FOLDER
 from agent_r1.models.load import describe_model, save_model
-from agent_r1.models.lora import has_lora, merged_state
+from agent_r1.models.lora import Adapter, adapters_of, base_weights, has_lora
 from agent_r1.models.value import Values
 from agent_r1.trainer.checkpoint import (
     POLICY_FOLDER,
@@ -62,7 +62,7 @@ class RankWorker(LocalWorker):
         """Do what rank 0 says until it says that it is done."""
         while (command := self.ranks.hear()) is not None:
             method, arguments = command
-            with watched(timeout_s):
+            with watched(timeout_s, method):
                 self.perform(method, arguments)
         with suppress(CheckpointError):  # rank 0 tells of it
             self.writer.wait()
@@ -99,8 +99,8 @@ class RankWorker(LocalWorker):
         networks = (("actor", self._actor), ("critic", self._critic))
         return [(role, network) for role, network in networks if network is not None]
 
-    def whole_policy(self) -> dict[str, Tensor] | None:
-        """Every parameter of the policy on rank 0, ``None`` elsewhere."""
+    def trained_policy(self) -> dict[str, Tensor] | None:
+        """Every parameter of the policy that is trained on rank 0, ``None`` elsewhere."""
         keep = self.ranks.rank == 0
         found = dict(whole_parameters(self._actor.module, keep))
         return found if keep else None
@@ -110,7 +110,8 @@ class ShardedWorker:
     """A ``PolicyWorker`` whose networks are spread over ranks; lives on rank 0.
 
     ``shell`` is a plain model of the policy's shape on rank 0: an engine of this process is
-    built on it, and exports are written from it. ``timeout_s`` bounds each method.
+    built on it, and exports are written from it. What is not trained (the base of adapters)
+    never differs from its own. ``timeout_s`` bounds each method.
     """
 
     def __init__(self, own: RankWorker, shell: nn.Module, tokenizer: Any, timeout_s: float) -> None:
@@ -159,14 +160,14 @@ class ShardedWorker:
         found: dict[str, float] = self._together("update_critic", batch, returns, old_values)
         return found
 
-    def whole_policy(self) -> dict[str, Tensor]:
-        """Every parameter of the policy, by name."""
-        found: dict[str, Tensor] = self._together("whole_policy")
+    def trained_policy(self) -> dict[str, Tensor]:
+        """Every parameter of the policy that is trained, by name: with adapters those alone."""
+        found: dict[str, Tensor] = self._together("trained_policy")
         return found
 
     def export(self, path: Path) -> None:
         """Write the policy and its tokenizer as one model folder."""
-        save_model(self._shell, self._tokenizer, path, self.whole_policy())
+        save_model(self._shell, self._tokenizer, path, self.trained_policy())
 
     def snapshot(self, draft: Path) -> Snapshot:
         """Every rank begins to write its shards into the draft."""
@@ -185,25 +186,36 @@ class ShardedWorker:
         save_model(self._shell, self._tokenizer, checkpoint / POLICY_FOLDER, trained)
 
     def _together(self, method: str, *arguments: Any) -> Any:
-        with self._lock, watched(self._timeout_s), self._own.ranks.exchange():
+        with self._lock, watched(self._timeout_s, method), self._own.ranks.exchange():
             self._own.ranks.tell((method, arguments))
             return self._own.perform(method, arguments)
 
 
 class GatheredWeights:
-    """The weights of a sharded policy, gathered whenever they are asked for.
+    """The weights of a sharded policy; what is trained is gathered whenever it is asked for.
 
-    Implements :class:`agent_r1.rollout.engine.WeightSource`.
+    Implements :class:`agent_r1.rollout.engine.AdapterSource`.
     """
 
     def __init__(self, worker: ShardedWorker) -> None:
         self._worker = worker
 
     def parameters(self) -> Iterable[tuple[str, Tensor]]:
-        return self._worker.whole_policy().items()
+        trained = self._worker.trained_policy()
+        for name, own in self._worker.policy.named_parameters():
+            yield name, trained.get(name, own.detach())
 
     def checkpoint(self) -> Iterable[tuple[str, Tensor]]:
-        found = self._worker.whole_policy()
-        if has_lora(self._worker.policy):
-            return merged_state(self._worker.policy, found).items()
-        return found.items()
+        adapters = self.adapters()
+        if not adapters:
+            yield from self.parameters()
+            return
+        for name, weight in self.base():
+            yield name, adapters[name].merged(weight) if name in adapters else weight
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        policy = self._worker.policy
+        return adapters_of(policy, self._worker.trained_policy()) if has_lora(policy) else {}
+
+    def base(self) -> Iterable[tuple[str, Tensor]]:
+        return base_weights(self._worker.policy)

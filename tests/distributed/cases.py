@@ -13,6 +13,7 @@ import torch
 
 from agent_r1.config.policy import ActorConfig, CriticConfig, OptimConfig
 from agent_r1.config.schema import AlgorithmConfig
+from agent_r1.config.task import DistillationConfig
 from agent_r1.distributed.shard import shard_model
 from agent_r1.distributed.worker import RankWorker, ShardedWorker
 from agent_r1.models.load import enable_packing, prepare_training
@@ -37,6 +38,7 @@ class Case:
     algorithm: dict = dataclasses.field(default_factory=dict)
     actor: dict = dataclasses.field(default_factory=dict)
     optim: dict = dataclasses.field(default_factory=dict)
+    distillation: dict = dataclasses.field(default_factory=dict)
     tied: bool = True
     groups: tuple = (3, 3, 3, 3)
     edited: bool = False
@@ -127,8 +129,11 @@ def together(ranks, case, lead, *arguments):
 def learner(case, worker):
     credit = CreditAssigner(AlgorithmConfig(**{"adv_estimator": "grpo", **case.algorithm}))
     teacher = LocalTeacher(network(case, 3), temperature=1.0, max_tokens=100)
-    told = teacher if case.algorithm.get("adv_estimator") == "opd" else None
-    return Learner(worker, credit, 0, case.actor.get("use_kl_loss", False), 0, told)
+    asked = case.algorithm.get("adv_estimator") == "opd" or case.distillation
+    told = teacher if asked else None
+    use_kl_loss = case.actor.get("use_kl_loss", False)
+    settings = DistillationConfig(teacher="a folder", **case.distillation)
+    return Learner(worker, credit, 0, use_kl_loss, 0, told, settings)
 
 
 def train(case, worker, steps=3, first=0):

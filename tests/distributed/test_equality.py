@@ -47,6 +47,10 @@ NAMED = {
     "one group": Case(groups=(3,), tied=False),
     "a rank without rows": Case(groups=(1,), algorithm={"adv_estimator": "gae"}),
     "edited histories": Case(edited=True),
+    "a teacher's best tokens": Case(distillation={"form": "topk", "topk": 5}),
+    "a teacher's distributions, a rank without rows": Case(
+        distillation={"form": "exact"}, tied=False, groups=(1,)
+    ),
     "recomputed layers": Case(checkpointing=True, tied=False),
     "adapters": Case(lora=True, actor={"use_kl_loss": True, "kl_loss_coef": 0.1}),
     "adapters, untied": Case(lora=True, tied=False),

@@ -62,13 +62,13 @@ def test_an_interrupt_while_the_baseline_is_sampled_repeats_the_whole_step(toy_c
 class InterruptingStore(CheckpointStore):
     """Presses Ctrl-C while its first checkpoint is being written."""
 
-    def save(self, step, state, export, *, passing=False):
+    def finish(self, draft, state, export, *, passing=False):
         def interrupted(path):
             if not self.list():
                 os.kill(os.getpid(), signal.SIGINT)
             export(path)
 
-        return super().save(step, state, interrupted, passing=passing)
+        return super().finish(draft, state, interrupted, passing=passing)
 
 
 def test_an_interrupt_while_saving_leaves_a_whole_checkpoint(toy_config, whole):

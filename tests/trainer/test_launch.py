@@ -11,6 +11,7 @@ import pytest
 
 from agent_r1.config.load import load_config, to_yaml
 from agent_r1.distributed.launch import RESTARTS, launch, needs_launch, placement
+from agent_r1.distributed.ranks import HUNG
 from agent_r1.errors import RankError
 
 from .test_rl import assert_equal, final_state, lines
@@ -71,6 +72,33 @@ def test_a_lost_process_is_followed_by_a_restart_that_is_counted_and_explained()
     assert "rank 1 failed with code 1; restart 2 of at most 3" in said[-1]
 
 
+def test_a_process_that_waited_too_long_is_a_reason_of_its_own():
+    start, _ = failing(HUNG)
+    said = []
+    launch(configured(), ["train"], say=said.append, start=start)
+    assert "rank 1 waited for the others too long" in said[-1] and "restart 1" in said[-1]
+
+
+@pytest.mark.parametrize("hang", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)"])
+def test_what_hangs_is_ended_and_says_where(hang):
+    code = (
+        "import ctypes, time\n"
+        "from agent_r1.distributed import ranks\n"
+        "ranks._GRACE_S = 1.0\n"
+        "def in_place_of_a_collective():\n"
+        f"    {hang}\n"
+        "with ranks.watched(0.3, 'update_policy'):\n"
+        "    in_place_of_a_collective()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert "in in_place_of_a_collective" in done.stderr
+    if hang.startswith("time"):
+        assert done.returncode == HUNG
+        assert "update_policy takes longer than actor_rollout_ref.nccl_timeout=0.3" in done.stderr
+    else:  # it holds the interpreter's lock, so that no thread of Python runs
+        assert done.returncode == 1
+
+
 def test_restarts_are_bounded():
     start, seen = failing(*[KILLED] * 9)
     with pytest.raises(RankError, match=r"max_restarts=2 restarts are used up"):
@@ -100,6 +128,56 @@ def processes_of(run, rank):
     return found
 
 
+def started(config, tmp_path, run):
+    """``agent-r1 train`` with this configuration, its output in a pipe."""
+    file = tmp_path / f"{run}.yaml"
+    file.write_text(to_yaml(config))
+    command = [sys.executable, "-m", "agent_r1", "train", "--config", str(file)]
+    return config.trainer.run_dir, subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+SLEEPS = """
+import os, time
+from pathlib import Path
+from agent_r1.algorithms.losses import ppo
+
+def loss(inputs, *, clip_ratio_low=0.2, clip_ratio_high=0.2, clip_ratio_c=3.0):
+    once = Path(__file__).with_name("slept")
+    if os.environ["RANK"] == "1" and not once.exists():
+        steps = Path(__file__).with_name("steps")
+        steps.write_text(steps.read_text() + "." if steps.exists() else ".")
+        if len(steps.read_text()) == 3:
+            once.touch()
+            time.sleep(3600)
+    bounds = {"clip_ratio_low": clip_ratio_low, "clip_ratio_high": clip_ratio_high}
+    return ppo(inputs, **bounds, clip_ratio_c=clip_ratio_c)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_rank_that_sleeps_in_place_of_a_collective_is_found_and_the_run_ends_the_same(
+    toy_config, tmp_path
+):
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    settings = ["trainer.n_gpus_per_node=2", "trainer.total_training_steps=4"]
+    settings += ["trainer.save_freq=1", "actor_rollout_ref.nccl_timeout=25"]
+    whole, process = started(toy_config(*settings, run="whole"), tmp_path, "whole")
+    told, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, told
+    settings += [f"actor_rollout_ref.actor.policy_loss.loss_mode={tmp_path}/sleeps.py:loss"]
+    run, process = started(toy_config(*settings, run="slept"), tmp_path, "slept")
+    said, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, said
+    assert "update_policy takes longer than actor_rollout_ref.nccl_timeout=25" in said
+    assert "sleeps.py" in said and "waited for the others too long" in said
+    assert "restart 1 of at most 3 from the newest checkpoint" in said
+    assert_equal(final_state(whole), final_state(run))
+    assert lines(whole, "metrics.jsonl") == lines(run, "metrics.jsonl")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
@@ -114,12 +192,7 @@ def test_a_run_whose_process_is_killed_ends_like_one_that_was_left_alone(
             "trainer.save_freq=1",
             run=run,
         )
-        file = tmp_path / f"{run}.yaml"
-        file.write_text(to_yaml(config))
-        command = [sys.executable, "-m", "agent_r1", "train", "--config", str(file)]
-        return config.trainer.run_dir, subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        return started(config, tmp_path, run)
 
     whole, process = start("whole")
     told, _ = process.communicate(timeout=300)
