@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 _PACKING = "micro-batches are packed by tokens; set ppo_max_token_len_per_gpu"
-_SHARDING = "one process trains on one device; optim.offload and ref.offload save its memory"
+_SHARDING = "decided by FSDP2, or by fsdp_config; see docs/scaling.md"
+_CONTEXT = "a row is never cut over processes (docs/scaling.md); use enable_gradient_checkpointing"
+_SERVED = "of the engine: see rollout.vllm.tensor_parallel_size and rollout.vllm.args"
 _ENGINE = "the embedded engine sizes its cache and batches itself; see rollout.max_num_seqs"
 _BACKEND = "there is one training backend"
 _LORA = "adapters are described by lora_rank, lora_alpha and target_modules alone"
@@ -78,14 +80,14 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": _PACKING,
     "actor_rollout_ref.actor.profiler.*": _PROFILER,
     "actor_rollout_ref.actor.strategy": _BACKEND,
-    "actor_rollout_ref.actor.ulysses_sequence_parallel_size": _SHARDING,
+    "actor_rollout_ref.actor.ulysses_sequence_parallel_size": _CONTEXT,
     "actor_rollout_ref.actor.use_dynamic_bsz": _ALWAYS,
     "actor_rollout_ref.actor.use_prefix_grouper": _PACKING,
     "actor_rollout_ref.actor.use_remove_padding": _ALWAYS,
     "actor_rollout_ref.actor.use_torch_compile": "nothing is compiled",
     "actor_rollout_ref.actor.veomni.*": _BACKEND,
     "actor_rollout_ref.hybrid_engine": _ALWAYS,
-    "actor_rollout_ref.model.enable_activation_offload": _SHARDING,
+    "actor_rollout_ref.model.enable_activation_offload": "use enable_gradient_checkpointing",
     "actor_rollout_ref.model.exclude_modules": _LORA,
     "actor_rollout_ref.model.external_lib": "write a package path where a name is asked for",
     "actor_rollout_ref.model.fused_kernel_options.*": _ALWAYS,
@@ -108,14 +110,14 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.ref.megatron.*": _BACKEND,
     "actor_rollout_ref.ref.profiler.*": _PROFILER,
     "actor_rollout_ref.ref.strategy": _BACKEND,
-    "actor_rollout_ref.ref.ulysses_sequence_parallel_size": _SHARDING,
+    "actor_rollout_ref.ref.ulysses_sequence_parallel_size": _CONTEXT,
     "actor_rollout_ref.ref.use_torch_compile": "nothing is compiled",
     "actor_rollout_ref.ref.veomni.*": _BACKEND,
     "actor_rollout_ref.rollout.agent.*": "tool.env chooses how an episode runs",
     "actor_rollout_ref.rollout.calculate_log_probs": _ALWAYS,
     "actor_rollout_ref.rollout.checkpoint_engine.*": _ENGINE,
     "actor_rollout_ref.rollout.cudagraph_capture_sizes": _ENGINE,
-    "actor_rollout_ref.rollout.data_parallel_size": _SHARDING,
+    "actor_rollout_ref.rollout.data_parallel_size": _SERVED,
     "actor_rollout_ref.rollout.disable_log_stats": _ENGINE,
     "actor_rollout_ref.rollout.do_sample": "temperature says it: 0 is greedy",
     "actor_rollout_ref.rollout.enable_chunked_prefill": _ENGINE,
@@ -123,7 +125,7 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.enable_rollout_routing_replay": _BACKEND,
     "actor_rollout_ref.rollout.enforce_eager": _ENGINE,
     "actor_rollout_ref.rollout.engine_kwargs.*": _ENGINE,
-    "actor_rollout_ref.rollout.expert_parallel_size": _SHARDING,
+    "actor_rollout_ref.rollout.expert_parallel_size": _SERVED,
     "actor_rollout_ref.rollout.ignore_eos": "an end of sequence always ends the turn",
     "actor_rollout_ref.rollout.layered_summon": _ENGINE,
     "actor_rollout_ref.rollout.load_format": _ENGINE,
@@ -133,14 +135,14 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.log_prob_use_dynamic_bsz": _ALWAYS,
     "actor_rollout_ref.rollout.max_num_batched_tokens": _ENGINE,
     "actor_rollout_ref.rollout.mode": "rollouts are always asynchronous",
-    "actor_rollout_ref.rollout.moe_tensor_parallel_size": _SHARDING,
+    "actor_rollout_ref.rollout.moe_tensor_parallel_size": _SERVED,
     "actor_rollout_ref.rollout.multi_stage_wake_up": _ENGINE,
     "actor_rollout_ref.rollout.multi_turn.*": "episodes always have turns; see tool",
     "actor_rollout_ref.rollout.profiler.*": _PROFILER,
     "actor_rollout_ref.rollout.prompt_length": _DERIVED,
     "actor_rollout_ref.rollout.quantization": _ENGINE,
     "actor_rollout_ref.rollout.skip_tokenizer_init": _ENGINE,
-    "actor_rollout_ref.rollout.tensor_model_parallel_size": _SHARDING,
+    "actor_rollout_ref.rollout.tensor_model_parallel_size": _SERVED,
     "actor_rollout_ref.rollout.use_fire_sampling": "it changes the sampled distribution",
     "actor_rollout_ref.rollout.val_kwargs.do_sample": "temperature says it: 0 is greedy",
     "algorithm.use_process_rewards": "set algorithm.process_reward_coef",
@@ -164,7 +166,7 @@ IGNORED: dict[str, str] = {
     "critic.profiler.*": _PROFILER,
     "critic.shuffle": "the actor's setting decides for both",
     "critic.strategy": _BACKEND,
-    "critic.ulysses_sequence_parallel_size": _SHARDING,
+    "critic.ulysses_sequence_parallel_size": _CONTEXT,
     "critic.use_dynamic_bsz": _ALWAYS,
     "data.custom_cls.*": "data.train_files takes a generator by its path",
     "data.dataloader_num_workers": "tasks are read by one process",

@@ -50,13 +50,34 @@ class Ranks:
         self.device: torch.device | None = device
         self.rank = dist.get_rank()
         self.count = dist.get_world_size()
-        self.mesh: DeviceMesh = init_device_mesh(device.type, (self.count,))
+        self.device_type = device.type
+        self._meshes: dict[int, DeviceMesh] = {}
         timeout = timedelta(seconds=timeout_s)
         self._records: Any = dist.new_group(backend="gloo", timeout=timeout)
         self._commands: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self.files: Any = dist.new_group(backend="gloo", timeout=max(_WRITING, timeout))
         self._imbalances: list[float] = []
         self._in_step = False
+
+    def mesh(self, size: int = -1) -> DeviceMesh:
+        """All ranks, in groups of ``size`` neighbours that share a network's shards (-1: one).
+
+        Each group holds a copy of the network, and gradients are averaged over all of them
+        (hybrid sharding). Collective. Raises :class:`ConfigError` where groups do not come out
+        even.
+        """
+        size = self.count if size == -1 else size
+        if size < 1 or self.count % size:
+            raise ConfigError(
+                f"fsdp_size={size} makes no equal groups of {self.count} processes; choose a "
+                "divisor of their number, or -1 for one group"
+            )
+        if size not in self._meshes:
+            shape, names = (self.count // size, size), ("replicate", "shard")
+            if size == self.count:
+                shape, names = shape[1:], names[1:]
+            self._meshes[size] = init_device_mesh(self.device_type, shape, mesh_dim_names=names)
+        return self._meshes[size]
 
     def cut(self, batch: Batch, max_tokens: int) -> Sequence[Tensor]:
         """This rank's micro-batches; empty ones at the end where others have more."""

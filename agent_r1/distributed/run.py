@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from agent_r1.config.schema import Config
 from agent_r1.distributed.launch import restarts_so_far
@@ -31,6 +31,15 @@ from agent_r1.trainer.build import (
 from agent_r1.trainer.build import train as train_alone
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.rl import RLTrainer
+
+_OF_ONE_PROCESS: Final = {
+    "muon": "orthogonalises whole matrices, and several processes hold shards of them: its updates "
+    "differ from those of one process. Set it to adamw",
+    "adamw_8bit": "keeps moments in blocks of a process's shard, which no other number of "
+    "processes could continue. Set it to adamw, with fsdp_config.optimizer_offload=true where a "
+    "GPU is too small for the moments",
+}
+"""Why optimizers are refused on shards."""
 
 
 def train(config: Config) -> Path | None:
@@ -55,11 +64,8 @@ def check_optimizers(config: Config) -> None:
     if CreditAssigner(algorithm_of(config)).needs_values:
         sections["critic.optim"] = config.critic.optim
     for key, optim in sections.items():
-        if optim.name == "muon":
-            raise ConfigError(
-                f"{key}.name=muon orthogonalises whole matrices, and several processes hold shards "
-                f"of them: its updates differ from those of one process. Set {key}.name=adamw"
-            )
+        if optim.name in _OF_ONE_PROCESS:
+            raise ConfigError(f"{key}.name={optim.name} {_OF_ONE_PROCESS[optim.name]}")
 
 
 def lead(config: Config, ranks: Ranks) -> Path:
@@ -103,7 +109,7 @@ def build_rank(config: Config, ranks: Ranks, training_steps: int) -> RankWorker:
     """This rank's shards of the networks, from the same files and seeds on every rank."""
     networks = build_networks(config, CreditAssigner(algorithm_of(config)), device="cpu")
     model = config.actor_rollout_ref.model
-    compute = torch_dtype(model.dtype_on(ranks.mesh.device_type))
+    compute = torch_dtype(model.dtype_on(ranks.device_type))
     actor, ref, critic = (
         config.actor_rollout_ref.actor,
         config.actor_rollout_ref.ref,
@@ -117,7 +123,7 @@ def build_rank(config: Config, ranks: Ranks, training_steps: int) -> RankWorker:
         if network is not None:
             shard_model(
                 network,
-                ranks.mesh,
+                ranks.mesh(settings.fsdp_size),
                 compute=compute,
                 offload=settings.param_offload or settings.optimizer_offload,
                 reshard_after_forward=settings.reshard_after_forward,

@@ -36,7 +36,7 @@ def shard_model(
     layer of its own, or the head of a critic, is sharded by itself and gathered where it is
     read. FSDP2 replaces the parameters of the trunk, so that an output layer that *is* the
     embedding table is tied to it anew. ``offload`` keeps the shards, and so the optimizer, in
-    the machine's memory.
+    the machine's memory. A ``mesh`` with two axes is one of groups that each hold all shards.
     """
     model.to(torch.float32)
     narrow = None if compute is torch.float32 else compute

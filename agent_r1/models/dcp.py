@@ -7,6 +7,7 @@ unpickler that knows nothing but descriptions, and only entries that are tensors
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from agent_r1.errors import ModelError
+from agent_r1.models.lora import ADAPTER, Adapter
 from agent_r1.models.shards import Merged, Weights, first_line, match_names
 
 _DCP_MODULES = (
@@ -59,6 +61,21 @@ def read_dcp(folder: Path, expected: Mapping[str, tuple[int, ...]]) -> Weights:
             )
     state = read_tensors(folder, original.values())
     return Merged({name: lambda key=key: state[key] for name, key in original.items()})  # type: ignore[misc]
+
+
+_HALVES: Final = ("lora_A", "lora_B")
+_LORA: Final = re.compile(rf"actor\.module\.(.+)\.lora_A\.{ADAPTER}\.weight")
+
+
+def read_adapters(folder: Path, scale: float) -> dict[str, Adapter]:
+    """The adapters of a distributed checkpoint, by the names of the weights of their base."""
+    found = {m[1]: m[0] for m in map(_LORA.fullmatch, described_tensors(folder)) if m}
+    keys = [key.replace("lora_A", matrix) for key in found.values() for matrix in _HALVES]
+    tensors = read_tensors(folder, keys)
+    return {
+        f"{name}.weight": Adapter(tensors[key], tensors[key.replace(*_HALVES)], scale)
+        for name, key in found.items()
+    }
 
 
 def read_tensors(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,14 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 from torch import Tensor
 
 from agent_r1.errors import CheckpointError, ConfigError, ModelError
-from agent_r1.models.dcp import read_dcp
+from agent_r1.models.dcp import read_adapters, read_dcp
 from agent_r1.models.load import check_folder, flush_folder, torch_dtype
+from agent_r1.models.lora import ADAPTER_FILE, Adapter, described_scale
 from agent_r1.models.shards import FolderWeights, Weights, find_rank_files, read_ranks
 
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".distcp")
 HF_FOLDER = "huggingface"
+_LEFT = (".metadata", ADAPTER_FILE)
 
 
 def export_model(
@@ -73,9 +75,58 @@ def _open(source: Path, base: Path | None) -> tuple[Weights, Path]:
     if not is_dcp and not find_rank_files(source):
         check_folder(source)
         return FolderWeights(source), base or source
+    if is_dcp and (described := _adapted_by(source)) is not None:
+        return _with_adapters(source, described, base), described
     base = base or _base_of(source)
     expected = _expected(base)
     return (read_dcp if is_dcp else read_ranks)(source, expected), base
+
+
+class _Adapted:
+    """The weights of a base with the adapters of a checkpoint added."""
+
+    def __init__(self, base: Weights, adapters: Mapping[str, Adapter], dtype: torch.dtype) -> None:
+        self._base = base
+        self._adapters = adapters
+        self._dtype = dtype
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._base.names
+
+    def read(self, name: str) -> Tensor:
+        weight = self._base.read(name)
+        if weight.is_floating_point():
+            weight = weight.to(self._dtype)
+        adapter = self._adapters.get(name)
+        return weight if adapter is None else adapter.merged(weight)
+
+
+def _adapted_by(source: Path) -> Path | None:
+    """The folder that describes the adapters of a checkpoint of this project."""
+    folder = source.parent / HF_FOLDER
+    return folder if (folder / ADAPTER_FILE).is_file() else None
+
+
+def _with_adapters(source: Path, described: Path, base: Path | None) -> Weights:
+    """Merged as training has them, in the type of the policy; ``base`` instead of the own."""
+    scale, trained = described_scale(described)
+    folder = base or Path(trained)
+    if not (base or trained) or not folder.is_dir():
+        raise ModelError(
+            f"{source} holds adapters of {trained or 'a model'} that is no folder here; name the "
+            "model that they were trained on with --base FOLDER"
+        )
+    check_folder(folder)
+    dtype = torch_dtype(json.loads((described / "config.json").read_text()).get("dtype", "float32"))
+    weights = FolderWeights(folder)
+    adapters = read_adapters(source, scale)
+    lost = sorted(adapters.keys() - set(weights.names))
+    if lost:
+        raise ModelError(
+            f"{folder} has no {lost[0]}, which {source} has an adapter of; give its base"
+        )
+    return _Adapted(weights, adapters, dtype)
 
 
 def _base_of(source: Path) -> Path:
@@ -124,7 +175,7 @@ def _bytes(size: str | None) -> int | None:
 def _copy_rest(base: Path, work: Path) -> None:
     """Configuration, tokenizer, chat template, code: whatever is not a weight."""
     for file in base.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name != ".metadata":
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in _LEFT:
             shutil.copy2(file, work / file.name)
 
 

@@ -21,7 +21,7 @@ from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
 from agent_r1.models.fused import fuse_elementwise
 from agent_r1.models.logprobs import packed_states, token_logprobs
-from agent_r1.models.lora import has_lora, merged_state, save_adapter
+from agent_r1.models.lora import describe_adapter, has_lora, merged_state, save_adapter
 from agent_r1.models.recompute import recompute_elementwise
 from agent_r1.models.weights import state_with
 
@@ -314,6 +314,8 @@ def describe_model(model: nn.Module, tokenizer: Any | None, folder: Path) -> Non
     for part in parts:
         if part is not None:
             part.save_pretrained(folder)
+    if has_lora(model):
+        describe_adapter(model, folder, str(parts[0]._name_or_path))
 
 
 @contextmanager

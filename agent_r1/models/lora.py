@@ -10,6 +10,7 @@ for the adapted layers. PEFT is an optional dependency and imported only where i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from agent_r1.errors import ModelError
 
 ADAPTER = "default"
+ADAPTER_FILE = "adapter_config.json"
 _BASE = ".base_layer."
 
 
@@ -172,8 +174,6 @@ def save_adapter(
 
     ``values`` is a state to take in place of the model's own.
     """
-    import json
-
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,11 @@ def save_adapter(
         if ".lora_" in name
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    describe_adapter(model, folder, base)
+
+
+def describe_adapter(model: nn.Module, folder: Path, base: str) -> None:
+    """Write the adapters' rank, scale and layers, as PEFT does."""
     names, layer = zip(*lora_layers(model), strict=True)
     first = layer[0]
     config = {
@@ -196,4 +201,10 @@ def save_adapter(
         "target_modules": sorted({name.rpartition(".")[2] for name in names}),
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / ADAPTER_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def described_scale(folder: Path) -> tuple[float, str]:
+    """``alpha / rank`` and the base model of adapters that are described in ``folder``."""
+    config = json.loads((folder / ADAPTER_FILE).read_text())
+    return config["lora_alpha"] / config["r"], str(config["base_model_name_or_path"])

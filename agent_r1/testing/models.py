@@ -14,16 +14,28 @@ def tiny_model(
     kv_heads: int = 2,
     tie_word_embeddings: bool = True,
     seed: int = 0,
+    experts: int = 0,
 ) -> Any:
     """A random ``Qwen3ForCausalLM`` in float32, in evaluation mode, equal for equal seeds.
+
+    With ``experts`` it is a ``Qwen3MoeForCausalLM`` in which two of them see each token.
 
     The default vocabulary holds :func:`agent_r1.testing.byte_tokenizer` with up to five
     extra tokens. The global random state of torch is left as it was.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = Qwen3Config(
+    kind: dict[str, Any] = {"model_type": "qwen3"}
+    if experts:
+        kind = {
+            "model_type": "qwen3_moe",
+            "num_experts": experts,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": hidden_size,
+        }
+    config = AutoConfig.for_model(
+        **kind,
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
@@ -39,5 +51,5 @@ def tiny_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     return model.float().eval()

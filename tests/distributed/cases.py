@@ -43,6 +43,8 @@ class Case:
     groups: tuple = (3, 3, 3, 3)
     edited: bool = False
     lora: bool = False
+    experts: int = 0
+    fsdp_size: int = -1
     checkpointing: bool = False
     offload: bool = False
     seed: int = 0
@@ -73,7 +75,7 @@ def trajectories(case, step=0):
 
 
 def network(case, seed):
-    model = tiny_model(seed=seed, tie_word_embeddings=case.tied)
+    model = tiny_model(seed=seed, tie_word_embeddings=case.tied, experts=case.experts)
     enable_packing(model)
     prepare_training(model, gradient_checkpointing=case.checkpointing)
     return model
@@ -109,7 +111,7 @@ def of_ranks(case, ranks):
     shell = copy.deepcopy(policy) if ranks.rank == 0 else None
     for module in (policy, reference, critic):
         if module is not None:
-            shard_model(module, ranks.mesh, offload=case.offload)
+            shard_model(module, ranks.mesh(case.fsdp_size), offload=case.offload)
     own = RankWorker(policy, actor, reference=reference, critic=critic, ranks=ranks, **settings)
     return own, None if shell is None else ShardedWorker(own, shell, None, TIMEOUT_S)
 

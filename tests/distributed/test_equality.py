@@ -1,6 +1,10 @@
 """Several ranks compute what one process computes."""
 
+import dataclasses
+
 import pytest
+
+from agent_r1.errors import ConfigError
 
 from .cases import Case, compared
 from .crew import Crew
@@ -51,6 +55,8 @@ NAMED = {
     "a teacher's distributions, a rank without rows": Case(
         distillation={"form": "exact"}, tied=False, groups=(1,)
     ),
+    "experts": Case(experts=4, tied=False, actor={"ppo_mini_batch_size": 2}),
+    "experts, a rank without rows": Case(experts=4, groups=(1,)),
     "recomputed layers": Case(checkpointing=True, tied=False),
     "adapters": Case(lora=True, actor={"use_kl_loss": True, "kl_loss_coef": 0.1}),
     "adapters, untied": Case(lora=True, tied=False),
@@ -100,3 +106,41 @@ def test_every_estimator(crew, estimator, tied):
 def test_every_loss_and_every_mean(crew, loss, mode):
     actor = {"policy_loss": {"loss_mode": loss}, "loss_agg_mode": mode, "ppo_mini_batch_size": 2}
     check(crew, Case(actor=actor, tied=False, edited=True, seed=2))
+
+
+# --- groups of ranks that hold a copy each ---------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def four():
+    made = Crew(4)
+    yield made
+    made.close()
+
+
+HYBRID = {
+    "everything": dataclasses.replace(EVERYTHING, fsdp_size=2),
+    "tied": Case(fsdp_size=2),
+    "adapters": Case(fsdp_size=2, lora=True, tied=False),
+    "ranks without rows": Case(fsdp_size=2, groups=(2,), tied=False),
+    "a copy on every rank": Case(fsdp_size=1, tied=False),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HYBRID)
+def test_four_ranks_in_groups_of_two_are_one_process(four, name):
+    check(four, HYBRID[name])
+
+
+def refused_size(ranks):
+    with pytest.raises(ConfigError, match="fsdp_size=3 makes no equal groups of 2 processes"):
+        ranks.mesh(3)
+
+
+def test_groups_must_come_out_even(two):
+    two.run(refused_size)
+
+
+def test_two_ranks_with_a_copy_each_are_one_process(two):
+    check(two, HYBRID["a copy on every rank"])

@@ -15,10 +15,11 @@ CRITIC = "critic.optim.name=muon"
     [
         ([MUON], "actor_rollout_ref.actor.optim.name"),
         ([CRITIC, "algorithm.adv_estimator=gae"], "critic.optim.name"),
+        (["actor_rollout_ref.actor.optim.name=adamw_8bit"], "actor_rollout_ref.actor.optim.name"),
     ],
 )
-def test_muon_on_shards_is_refused_by_name(settings, key):
-    with pytest.raises(ConfigError, match=f"{key}=muon orthogonalises"):
+def test_what_is_another_optimizer_on_shards_is_refused_by_name(settings, key):
+    with pytest.raises(ConfigError, match=f"{key}=(muon orthogonalises|adamw_8bit keeps)"):
         check_optimizers(load_config(None, settings, environ={}))
 
 

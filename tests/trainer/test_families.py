@@ -15,6 +15,12 @@ FAMILIES = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
+    "qwen3_moe": {
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
     "mistral": WINDOW,
     "smollm3": {"no_rope_layer_interval": 2},
     "gemma": {"head_dim": 16},

@@ -144,7 +144,7 @@ from pathlib import Path
 from agent_r1.algorithms.losses import ppo
 
 def loss(inputs, *, clip_ratio_low=0.2, clip_ratio_high=0.2, clip_ratio_c=3.0):
-    once = Path(__file__).with_name("slept")
+    once = Path(__file__).with_name("slept.once")
     if os.environ["RANK"] == "1" and not once.exists():
         steps = Path(__file__).with_name("steps")
         steps.write_text(steps.read_text() + "." if steps.exists() else ".")

@@ -1,0 +1,200 @@
+"""One policy update by one process, by one rank and by two ranks of the sharded path.
+
+    python benchmarks/fsdp_step.py
+    python benchmarks/fsdp_step.py --shape smollm2-135m --rounds 1 --updates 2
+
+Every process has one thread, so that a rank stands for a device. The systems take turns, in
+processes of their own, so that a noisy neighbour hits all of them; the load of the machine is
+told with the figures. That all did the same work is checked by the gradient's norm.
+
+    local  a LocalWorker, without a process group
+    one    a RankWorker alone: FSDP2's hooks, shards and collectives without anyone to talk to
+    two    two of them over gloo on the loopback interface
+
+Printed are ``overhead`` (seconds of *one* over *local*, less 1; at most 10 % is wanted) and
+``speed-up`` (*one* over *two*; at least 1.7 is wanted), and the peak of memory of a rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from train_step_child import SHAPES, Meter, Shape, make_rows, save_model, to_batch
+
+SYSTEMS = {"local": 1, "one": 1, "two": 2}
+SMALL = Shape(8192, 384, 1152, 6, 6, 6, 64, 512, 128, 4, 4, 4, "qwen3")
+"""24 million weights: a second or two of work for a core between two exchanges."""
+
+ALL_SHAPES = SHAPES | {"small": SMALL}
+TIMEOUT_S = 600.0
+
+
+# --- one process of a system ---------------------------------------------------------------
+
+
+def child(system: str, folder: str, shape_name: str, updates: int) -> None:
+    """Measure; the first rank prints the result as JSON."""
+    import torch
+
+    torch.set_num_threads(1)
+    meter = Meter("cpu")
+    meter.no_model_yet()
+    if system == "local":
+        print(json.dumps(measure(None, meter, folder, shape_name, updates)))
+        return
+    from agent_r1.distributed.ranks import joined
+
+    with joined("cpu", TIMEOUT_S) as ranks:
+        found = ranks.collect(measure(ranks, meter, folder, shape_name, updates))
+        if ranks.rank == 0:
+            print(json.dumps(found[0] | {"peaks": [one["peak_bytes"] for one in found]}))
+
+
+def measure(ranks: Any, meter: Meter, folder: str, shape_name: str, updates: int) -> dict[str, Any]:
+    """Seconds of each update after the first."""
+    shape = ALL_SHAPES[shape_name]
+    batch = to_batch(make_rows(shape, "groups"))
+    advantages = batch.reward[:, None] * batch.loss_mask
+    worker = make_worker(ranks, folder, shape)
+    norm = 0.0
+    for update in range(updates + 1):
+        meter.start()
+        metrics = worker.update_policy(batch, None, advantages)
+        meter.stop()
+        if update == 0:
+            norm = metrics["actor/grad_norm"]
+            meter.warm()
+    return meter.result(norm)
+
+
+def make_worker(ranks: Any, folder: str, shape: Shape) -> Any:
+    from agent_r1.config.policy import ActorConfig, OptimConfig
+    from agent_r1.models.load import load_model
+    from agent_r1.trainer.worker import LocalWorker
+
+    model = load_model(folder, "float32", "cpu")
+    config = ActorConfig(
+        optim=OptimConfig(lr=1e-6, weight_decay=0.0),
+        ppo_max_token_len_per_gpu=shape.micro_rows * shape.length,
+    )
+    if ranks is None:
+        return LocalWorker(model, config, total_steps=100)
+    from agent_r1.distributed.shard import shard_model
+    from agent_r1.distributed.worker import RankWorker
+
+    shard_model(model, ranks.mesh())
+    return RankWorker(model, config, ranks=ranks, total_steps=100)
+
+
+# --- comparing -----------------------------------------------------------------------------
+
+
+def run(system: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All processes of one system; what its first rank measured."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, "--child", system, folder, options.shape]
+    processes = []
+    for rank in range(SYSTEMS[system]):
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(SYSTEMS[system]),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        processes.append(
+            subprocess.Popen(
+                [*command, str(options.updates)],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    outputs = [process.communicate()[0] for process in processes]
+    if any(process.returncode for process in processes):
+        raise SystemExit(f"{system} failed; its output is above")
+    result: dict[str, Any] = json.loads(outputs[0].splitlines()[-1])
+    return result
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Interleaved rounds of all systems."""
+    shape = ALL_SHAPES[options.shape]
+    tokens = sum(len(row.prompt) + len(row.completion) for row in make_rows(shape, "groups"))
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+    before = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(shape, Path(folder))
+        for _ in range(options.rounds):
+            for system in SYSTEMS:
+                runs[system].append(run(system, folder, options))
+    norms = [result["grad_norm"] for results in runs.values() for result in results]
+    if max(norms) - min(norms) > 1e-3 * max(norms):
+        raise SystemExit(f"the systems did different work: gradient norms {norms}")
+    summary = {system: summarise(results, tokens) for system, results in runs.items()}
+    seconds = {system: found["seconds"] for system, found in summary.items()}
+    return {
+        "shape": options.shape,
+        "tokens": tokens,
+        "load_before": before,
+        "load_after": os.getloadavg()[0],
+        **summary,
+        "overhead": seconds["one"] / seconds["local"] - 1,
+        "speed_up": seconds["one"] / seconds["two"],
+        "cpu_overhead": summary["one"]["cpu_seconds"] / summary["local"]["cpu_seconds"] - 1,
+        "speed_up_over_local": seconds["local"] / seconds["two"],
+    }
+
+
+def summarise(results: list[dict[str, Any]], tokens: int) -> dict[str, float]:
+    seconds = statistics.median(s for result in results for s in result["seconds"][1:])
+    peaks = [max(result.get("peaks", [result["peak_bytes"]])) for result in results]
+    return {
+        "seconds": seconds,
+        "cpu_seconds": statistics.median(s for r in results for s in r["cpu_seconds"][1:]),
+        "tokens_per_second": tokens / seconds,
+        "peak_gib": statistics.median(peaks) / 2**30,
+    }
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--child"]:
+        system, folder, shape, updates = sys.argv[2:]
+        child(system, folder, shape, int(updates))
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shape", choices=ALL_SHAPES, default="small")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=3, help="timed updates of each process")
+    parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
+    options = parser.parse_args()
+    found = compare(options)
+    for system in SYSTEMS:
+        one = found[system]
+        print(
+            f"{system:<6} {one['seconds']:7.2f} s  {one['cpu_seconds']:7.2f} CPU s a rank  "
+            f"{one['tokens_per_second']:7.0f} tokens/s  {one['peak_gib']:6.2f} GiB a rank"
+        )
+    print(f"overhead of the sharded path {found['overhead']:+.1%}")
+    print(f"the same in CPU seconds {found['cpu_overhead']:+.1%}")
+    print(f"two ranks against one {found['speed_up']:.2f}x")
+    print(f"load of the machine {found['load_before']:.1f} before, {found['load_after']:.1f} after")
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
