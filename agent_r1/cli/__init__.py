@@ -4,7 +4,7 @@ A command imports what it runs after its configuration has been read, so that he
 mistakes in a configuration come back at once.
 
 Exit codes: 0 done, 1 something failed while running, 2 the command line or the
-configuration is wrong, 130 interrupted.
+configuration is wrong, 3 a checkpoint could not be written or read, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from agent_r1.cli.env import env
 from agent_r1.cli.model import convert, memory
 from agent_r1.cli.serve import serve as serve_policy
 from agent_r1.cli.view import export_trajectories, view
-from agent_r1.errors import AgentR1Error, ConfigError, RegistryError
+from agent_r1.errors import AgentR1Error, CheckpointError, ConfigError, RegistryError
 
 if TYPE_CHECKING:
     from agent_r1.config.schema import Config
@@ -380,6 +380,8 @@ def main() -> NoReturn:
         if debug:
             raise
         say(f"Error: {error}", colour="red")
+        if isinstance(error, CheckpointError):
+            sys.exit(3)
         sys.exit(2 if isinstance(error, ConfigError | RegistryError) else 1)
     sys.exit(0)
 

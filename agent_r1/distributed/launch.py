@@ -3,7 +3,7 @@
 Processes, rendezvous and signals are those of torch's elastic launcher, which is what
 ``torchrun`` runs. What is decided here is only whether to begin again: a process that was
 killed or failed ends the others, and all of them continue from the newest checkpoint; a wrong
-configuration or an interrupt ends the run.
+configuration, a checkpoint that cannot be read or written, or an interrupt ends the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent_r1.errors import RankError
 RESTARTS = "AGENT_R1_RESTARTS"
 """Environment variable that tells the processes how often they have been started again."""
 
-USAGE, INTERRUPTED = 2, 130
+USAGE, DISK, INTERRUPTED = 2, 3, 130
 """Exit codes of the command line after which nothing is started again."""
 
 _PATIENCE_S = "600"
@@ -81,7 +81,7 @@ def launch(
             raise SystemExit(128 + error.sigval) from None
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
-            if failure.exitcode in (USAGE, INTERRUPTED):
+            if failure.exitcode in (USAGE, DISK, INTERRUPTED):
                 raise SystemExit(failure.exitcode) from None
             reason = f"rank {rank} {_ended(failure.exitcode)}"
             if restarts == most:

@@ -48,7 +48,7 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     moved = tensor.to(like.device, like.dtype)
     part: Tensor = distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
-    return part
+    return part.clone()  # the part may be a view, which keeps all of the tensor or its file
 
 
 class Places:
@@ -58,12 +58,15 @@ class Places:
         self.rooms: dict[str, Tensor] = {}
 
     def __call__(self, value: Any, like: Tensor) -> Any:
-        """``value`` as this rank needs it: cut if it is whole, to be read if it is named."""
+        """``value`` as this rank needs it: cut if it is whole, to be read if it is named.
+
+        Nothing of it is left in a file that is mapped.
+        """
         if (key := kept_key(value)) is not None:
             return self.rooms.setdefault(key, torch.zeros_like(like))
         if isinstance(value, Tensor) and value.ndim:
             return placed(value, like)
-        return value
+        return value.clone() if isinstance(value, Tensor) else value
 
 
 def scattered(

@@ -106,8 +106,8 @@ def test_restarts_are_bounded():
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize("code", [2, 130])
-def test_a_wrong_configuration_and_an_interrupt_are_not_repeated(code):
+@pytest.mark.parametrize("code", [2, 3, 130])
+def test_a_wrong_configuration_a_full_disk_and_an_interrupt_are_not_repeated(code):
     start, seen = failing(code)
     with pytest.raises(SystemExit) as ended:
         launch(configured(), ["train"], say=list, start=start)
