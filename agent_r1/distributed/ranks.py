@@ -73,9 +73,10 @@ class Ranks:
                 "divisor of their number, or -1 for one group"
             )
         if size not in self._meshes:
-            shape, names = (self.count // size, size), ("replicate", "shard")
+            axes = {"replicate": self.count // size, "shard": size}
             if size == self.count:
-                shape, names = shape[1:], names[1:]
+                del axes["replicate"]
+            shape, names = tuple(axes.values()), tuple(axes)
             self._meshes[size] = init_device_mesh(self.device_type, shape, mesh_dim_names=names)
         return self._meshes[size]
 
