@@ -7,7 +7,6 @@ Each check is one small generator; each message names the keys and the way out.
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 
@@ -210,6 +209,12 @@ def _run(config: Config) -> Iterator[str]:
             f"{trainer.resume_from_path or 'null'}: set resume_mode=resume_path and the path "
             "together, or neither"
         )
+    if trainer.layout == "apart" and config.actor_rollout_ref.rollout.name != "vllm":
+        yield (
+            "trainer.layout=apart places vLLM servers, and actor_rollout_ref.rollout.name="
+            f"{config.actor_rollout_ref.rollout.name} runs inside of the trainer; set rollout.name="
+            "vllm, or trainer.layout=colocated"
+        )
     types = {config.actor_rollout_ref.model.dtype, config.actor_rollout_ref.actor.autocast}
     if trainer.device == "cpu" and "float16" in types:
         yield "trainer.device=cpu cannot train in float16; use bfloat16 or float32"
@@ -221,6 +226,11 @@ def _sandbox(config: Config) -> Iterator[str]:
         yield (
             "sandbox.executor=http needs sandbox.endpoints, for example "
             "sandbox.endpoints='[\"http://127.0.0.1:8080\"]' after 'agent-r1 sandbox serve'"
+        )
+    if sandbox.executor == "ray" and config.trainer.nnodes == 1 and config.ray.address is None:
+        yield (
+            "sandbox.executor=ray starts a sandbox on every node of a Ray cluster, and none is "
+            "named; set ray.address, or sandbox.executor=embedded"
         )
     if sandbox.executor == "embedded" and sandbox.endpoints:
         yield (
@@ -310,11 +320,4 @@ def _remarks(config: Config) -> Iterator[str]:
             f"trainer.max_staleness={trainer.max_staleness} with algorithm.rollout_correction."
             "rollout_is=none trains on older policies' trajectories as if they were the newest's; "
             "use auto, or bypass_mode=true"
-        )
-    if trainer.nnodes > 1 and "WORLD_SIZE" not in os.environ:
-        yield (
-            f"trainer.nnodes={trainer.nnodes} and trainer.n_gpus_per_node="
-            f"{trainer.n_gpus_per_node}: this is one process on one device; to use them all, "
-            f"start torchrun --nnodes {trainer.nnodes} --nproc-per-node {trainer.n_gpus_per_node} "
-            "-m agent_r1 train ... (docs/scaling.md)"
         )

@@ -313,13 +313,16 @@ class TrainerConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """``auto``: the GPU if there is one."""
     nnodes: PositiveInt = 1
-    """Machines. On one, ``agent-r1 train`` starts a process for each GPU itself; on several,
-    torchrun does on each of them (docs/scaling.md)."""
+    """Machines. On one, ``agent-r1 train`` starts a process for each GPU itself; on several, Ray
+    does (``ray.address``), or torchrun on each of them (docs/scaling.md)."""
     n_gpus_per_node: PositiveInt = 1
     """GPUs of each machine; without GPUs, processes."""
+    layout: Literal["colocated", "apart"] = "colocated"
+    """Where Ray places engines: ``colocated`` on the machine of rank 0, on its GPUs; ``apart``
+    (``rollout.name=vllm``) each on GPUs of its own, anywhere in the cluster."""
     max_restarts: NonNegativeInt = 3
-    """How often the processes of a machine are started again, from the newest checkpoint, after
-    one of them was lost."""
+    """How often the processes of a run are started again, from the newest checkpoint, after one
+    of them was lost."""
     memory_check: Annotated[
         Literal["error", "warn", "off"],
         OffWord,
@@ -342,10 +345,16 @@ class TrainerConfig(Section):
 
 
 class RayConfig(Section):
-    """The cluster that ``agent-r1 doctor`` looks at (package ``ray``)."""
+    """The cluster that a run is placed on and that ``agent-r1 doctor`` looks at (package
+    ``ray``).
+    """
 
     address: str | None = None
-    """A running Ray cluster: ``auto``, or ``host:port`` of its head. null: this machine alone."""
+    """A running Ray cluster: ``auto``, or ``host:port`` of its head; ``local`` starts one on this
+    machine. null: this machine alone, unless ``trainer.nnodes`` is above 1 (then ``RAY_ADDRESS``
+    of the environment, or ``local``)."""
+    patience_s: PositiveFloat = 600.0
+    """Seconds that a restart waits for enough machines after one was lost."""
 
 
 class ContextConfig(Section):
@@ -418,7 +427,8 @@ class SandboxConfig(Section):
     """Where programs of the model run."""
 
     executor: str = "embedded"
-    """``embedded`` (started by the trainer itself), ``http``, or a dotted path."""
+    """``embedded`` (started by the trainer itself), ``http``, ``ray`` (a service on every node of
+    the run's Ray cluster), or a dotted path."""
     endpoints: Names = ()
     """Addresses of sandbox services for ``http``, as ``http://host:port``; load is balanced."""
     token_env: str = "AGENT_R1_SANDBOX_TOKEN"

@@ -21,6 +21,7 @@ class Node:
     name: str
     cores: float
     cards: float
+    address: str = ""
 
 
 def require_ray() -> Any:
@@ -38,6 +39,8 @@ def require_ray() -> Any:
 def joined(address: str) -> Iterator[list[Node]]:
     """The nodes of the running cluster at ``address``; leaves it at the end.
 
+    ``local`` starts a cluster of this machine alone, which ends with this process.
+
     Raises:
         ClusterError: nothing answers there.
     """
@@ -45,7 +48,8 @@ def joined(address: str) -> Iterator[list[Node]]:
     ours = not ray.is_initialized()
     if ours:
         try:
-            _knock(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
+            if address != "local":
+                _knock(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
             ray.init(address, log_to_driver=False, configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise ClusterError(
@@ -74,9 +78,10 @@ def living_nodes() -> list[Node]:
         if entry["Alive"]:
             resources = entry["Resources"]
             cores, cards = (float(resources.get(kind, 0.0)) for kind in ("CPU", "GPU"))
-            found.append((entry["NodeManagerHostname"], entry["NodeID"], cores, cards))
+            where = entry["NodeManagerAddress"]
+            found.append((entry["NodeManagerHostname"], entry["NodeID"], cores, cards, where))
     hosts = [host for host, *_ in found]
     return [
-        Node(id_, host if hosts.count(host) == 1 else f"{host}/{id_[:6]}", cores, cards)
-        for host, id_, cores, cards in sorted(found)
+        Node(id_, host if hosts.count(host) == 1 else f"{host}/{id_[:6]}", cores, cards, where)
+        for host, id_, cores, cards, where in sorted(found)
     ]

@@ -197,7 +197,6 @@ def test_the_limits_of_a_program_are_those_of_the_sandbox():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["trainer.nnodes=2", "trainer.n_gpus_per_node=8"], "one process on one device"),
         (["actor_rollout_ref.ref.path=x"], "no KL term is in use"),
         (["actor_rollout_ref.actor.loss_scale_factor=5"], "seq-mean-token-sum-norm"),
         (["actor_rollout_ref.rollout.top_k=5"], "top_k=0 in training"),

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from trainer.conftest import toy_config, toy_model  # noqa: F401
 
 from .crew import Crew
 

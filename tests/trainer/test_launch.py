@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from agent_r1.config.load import load_config, to_yaml
-from agent_r1.distributed.launch import RESTARTS, launch, needs_launch, placement
+from agent_r1.distributed.launch import (
+    RESTARTS,
+    Lost,
+    ended,
+    launch,
+    needs_launch,
+    needs_ray,
+    placement,
+)
 from agent_r1.distributed.ranks import HUNG
 from agent_r1.errors import RankError
 
@@ -27,16 +35,13 @@ def configured(*overrides):
 
 def failing(*exitcodes):
     """A launcher whose first attempts end like this; the next one succeeds."""
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-
     left, seen = list(exitcodes), []
 
     def start(command, count):
         seen.append((command, count, os.environ[RESTARTS]))
         if left:
             code = left.pop(0)
-            failure = ProcessFailure(local_rank=1, pid=1, exitcode=code, error_file="none")
-            raise ChildFailedError("agent_r1", {1: failure})
+            raise Lost("rank 1", ended(code), code)
 
     return start, seen
 
@@ -55,6 +60,13 @@ def test_one_process_on_one_device_needs_no_launch(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     assert not needs_launch(configured())
+
+
+def test_several_machines_and_a_named_cluster_need_ray():
+    assert not needs_ray(configured())
+    for setting in ("trainer.nnodes=2", "ray.address=auto"):
+        config = load_config(None, ["trainer.device=cpu", setting], environ={})
+        assert needs_ray(config) and needs_launch(config)
 
 
 def test_what_runs_where_is_told_first():

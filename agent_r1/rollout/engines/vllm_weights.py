@@ -61,6 +61,10 @@ class Parcel:
         return [{"path": str(self.path), "base": None if self.base is None else str(self.base)}]
 
 
+FOLDER_VARIABLE = "AGENT_R1_WEIGHTS_FOLDER"
+"""Where weights are written in place of memory: a folder that servers of other machines see."""
+
+
 class FileSender:
     """Writes each version once, in memory where there is room, and keeps the current one.
 
@@ -68,7 +72,8 @@ class FileSender:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._chosen = folder
+        told = os.environ.get(FOLDER_VARIABLE)
+        self._chosen = Path(told) if folder is None and told else folder
         self._folder: Path | None = None
         self._lock: int | None = None
         """Held while the folder is in use; the kernel lets go of it however this process ends."""

@@ -1,0 +1,193 @@
+"""What runs beside the ranks: sandboxes on every node, engines on GPUs of their own.
+
+A service has one address for the whole run. When its process ends it is started again there;
+its clients ask others meanwhile and take it back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from agent_r1.config.schema import Config
+from agent_r1.distributed.actors import actor_in, actor_on, end_all, environment
+from agent_r1.distributed.cluster import Node, living_nodes, require_ray
+from agent_r1.distributed.launch import Lost, ended
+from agent_r1.distributed.process import Report
+
+_POLL_S: Final = 1.0
+_FIRST_ANSWER_S: Final = 60.0
+_FIRST_PAUSE_S: Final = 0.5
+_LONGEST_PAUSE_S: Final = 30.0
+_STEADY_S: Final = 60.0
+"""A service that served so long begins with short pauses again."""
+
+MakeActor = Callable[[str], Any]
+"""An actor for a service whose node has this id."""
+Command = Callable[[str, int], Sequence[str]]
+"""What serves at this host and port."""
+
+
+class Service:
+    """A process with an address on one node of the cluster.
+
+    ``essential``: the run cannot do without it where its node is lost, since no other node has
+    its address.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        takes: str,
+        make: MakeActor,
+        command: Command,
+        *,
+        node_id: str = "",
+        environ: Mapping[str, str] | None = None,
+        essential: bool = False,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.name, self.takes = name, takes
+        self._make, self._environ = make, dict(environ or {})
+        self._essential, self._say = essential, say
+        self._actor = make(node_id)
+        host, port, _ = self._first_answer("place")
+        _, self._node_id = self._first_answer("where")
+        (self.node,) = (node for node in living_nodes() if node.id == self._node_id)
+        bracketed = f"[{host}]" if ":" in host else host
+        self.url = f"http://{bracketed}:{port}"
+        self._command = tuple(command(host, port))
+        self._polled: Any = None
+        self._started = self._again_at = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+
+    def _first_answer(self, method: str) -> Any:
+        ray = require_ray()
+        try:
+            return ray.get(getattr(self._actor, method).remote(), timeout=_FIRST_ANSWER_S)
+        except ray.exceptions.RayError as error:
+            raise Lost(self.name, f"could not be placed ({type(error).__name__})", None) from None
+
+    def start(self) -> None:
+        """Start the process; returns at once."""
+        self._started = time.monotonic()
+        self._actor.start.remote(self._command, environment() | self._environ, os.getcwd())
+        self._polled = self._actor.poll.remote(_POLL_S)
+
+    def look_after(self) -> None:
+        """Start the process again if it has ended. Never waits. Raises :class:`Lost`."""
+        if self._polled is None:
+            if time.monotonic() >= self._again_at:
+                self._start_again()
+            return
+        ray = require_ray()
+        ready, _ = ray.wait([self._polled], timeout=0)
+        if not ready:
+            return
+        try:
+            report: Report = ray.get(self._polled)
+        except ray.exceptions.RayError:
+            self._schedule("was lost with its machine or supervisor")
+            return
+        if report.exitcode is None:
+            self._polled = self._actor.poll.remote(_POLL_S)
+        else:
+            self._schedule(f"{ended(report.exitcode)}: {' '.join(report.lines[-3:])}")
+
+    def _schedule(self, how: str) -> None:
+        if self._essential and self._home() is None:
+            raise Lost(self.name, how, None)
+        if time.monotonic() - self._started > _STEADY_S:
+            self._pause_s = _FIRST_PAUSE_S
+        self._say(f"{self.name} on {self.node.name} {how.rstrip(': ')}; it is started again")
+        self._polled = None
+        self._again_at = time.monotonic() + self._pause_s
+        self._pause_s = min(_LONGEST_PAUSE_S, 2 * self._pause_s)
+
+    def _start_again(self) -> None:
+        home = self._home()
+        if home is None:  # clients do without it; a machine that comes back has a new number
+            self._again_at = time.monotonic() + _LONGEST_PAUSE_S / 6
+            return
+        end_all([self._actor])
+        self._node_id = home.id
+        self._actor = self._make(home.id)
+        self.start()
+
+    def _home(self) -> Node | None:
+        """Its node; or one that came back with the same address."""
+        nodes = living_nodes()
+        same = [node for node in nodes if node.id == self._node_id]
+        alone = [node for node in nodes if node.address == self.node.address]
+        return next(iter(same or (alone if len(alone) == 1 else [])), None)
+
+    def end(self) -> None:
+        end_all([self._actor])
+
+
+def sandboxes_of(config: Config, say: Callable[[str], None]) -> list[Service]:
+    """A sandbox service on every node of the cluster, with ``sandbox.executor=ray``."""
+    if config.sandbox.executor != "ray":
+        return []
+    sandbox = config.sandbox
+    settings = [f"sandbox.isolation={sandbox.isolation}", f"sandbox.token_env={sandbox.token_env}"]
+    if sandbox.workers is not None:
+        settings.append(f"sandbox.workers={sandbox.workers}")
+
+    def command(host: str, port: int) -> Sequence[str]:
+        serve = (sys.executable, "-m", "agent_r1", "sandbox", "serve")
+        return [*serve, "--host", host, "--port", str(port), *settings]
+
+    token = {sandbox.token_env: os.environ[sandbox.token_env]}
+    return [
+        Service(
+            "sandbox",
+            "no reserved CPUs",
+            actor_on,
+            command,
+            node_id=node.id,
+            environ=token,
+            say=say,
+        )
+        for node in living_nodes()
+    ]
+
+
+def engines_of(
+    config: Config, device: str, group: Any, say: Callable[[str], None]
+) -> list[Service]:
+    """A vLLM server in every bundle of ``group``, with ``trainer.layout=apart``."""
+    if group is None:
+        return []
+    from pathlib import Path
+
+    from agent_r1.rollout.engines.vllm_open import command as vllm_command
+    from agent_r1.rollout.engines.vllm_open import environment as vllm_environment
+
+    model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+    dtype = model.dtype_on(device) if rollout.dtype == "auto" else rollout.dtype
+    words = vllm_command(rollout, Path(model.path), config.context_window, dtype, device)
+    added = vllm_environment(rollout.vllm, device)
+    cards = rollout.vllm.tensor_parallel_size if device == "cuda" else 0
+
+    def command(host: str, port: int) -> Sequence[str]:
+        return [*words, "--host", host, "--port", str(port)]
+
+    def place(bundle: int) -> MakeActor:
+        return lambda _: actor_in(group, bundle, cores=1, cards=cards)
+
+    return [
+        Service(
+            f"engine {number}",
+            f"{cards} GPUs, 1 CPU" if cards else "1 CPU",
+            place(number),
+            command,
+            environ={name: added[name] for name in added if name not in os.environ},
+            essential=True,
+            say=say,
+        )
+        for number in range(rollout.vllm.replicas)
+    ]
