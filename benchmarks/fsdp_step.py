@@ -1,6 +1,7 @@
 """One policy update by one process, by one rank and by two ranks of the sharded path.
 
     python benchmarks/fsdp_step.py
+    python benchmarks/fsdp_step.py --peer-python VENV_WITH_TRL/bin/python
     python benchmarks/fsdp_step.py --shape smollm2-135m --rounds 1 --updates 2
 
 Every process has one thread, so that a rank stands for a device. The systems take turns, in
@@ -10,6 +11,8 @@ told with the figures. That all did the same work is checked by the gradient's n
     local  a LocalWorker, without a process group
     one    a RankWorker alone: FSDP2's hooks, shards and collectives without anyone to talk to
     two    two of them over gloo on the loopback interface
+    trl    with ``--peer-python``: two processes of TRL's GRPOTrainer. accelerate 1.15 has FSDP on
+           accelerators only, so that on processors each holds a whole copy (DDP)
 
 Printed are ``overhead`` (seconds of *one* over *local*, less 1; at most 10 % is wanted) and
 ``speed-up`` (*one* over *two*; at least 1.7 is wanted), and the peak of memory of a rank.
@@ -25,16 +28,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from train_step_child import SHAPES, Meter, Shape, make_rows, save_model, to_batch
+from train_step_child import SHAPES, Job, Meter, Shape, make_rows, save_model, to_batch
 
 SYSTEMS = {"local": 1, "one": 1, "two": 2}
-SMALL = Shape(8192, 384, 1152, 6, 6, 6, 64, 512, 128, 4, 4, 4, "qwen3")
-"""24 million weights: a second or two of work for a core between two exchanges."""
-
-ALL_SHAPES = SHAPES | {"small": SMALL}
+PEER = "trl"
 TIMEOUT_S = 600.0
 
 
@@ -61,7 +62,7 @@ def child(system: str, folder: str, shape_name: str, updates: int) -> None:
 
 def measure(ranks: Any, meter: Meter, folder: str, shape_name: str, updates: int) -> dict[str, Any]:
     """Seconds of each update after the first."""
-    shape = ALL_SHAPES[shape_name]
+    shape = SHAPES[shape_name]
     batch = to_batch(make_rows(shape, "groups"))
     advantages = batch.reward[:, None] * batch.loss_mask
     worker = make_worker(ranks, folder, shape)
@@ -104,24 +105,27 @@ def run(system: str, folder: str, options: argparse.Namespace) -> dict[str, Any]
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, __file__, "--child", system, folder, options.shape]
+    command.append(str(options.updates))
+    if system == PEER:
+        job = Job(
+            PEER, folder, options.shape, "groups", "float32", "cpu", 1, options.updates, False
+        )
+        child = Path(__file__).with_name("train_step_child.py")
+        command = [options.peer_python, str(child), json.dumps(asdict(job))]
+    count = SYSTEMS.get(system, 2)
     processes = []
-    for rank in range(SYSTEMS[system]):
+    for rank in range(count):
         environment = os.environ | {
             "OMP_NUM_THREADS": "1",
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(SYSTEMS[system]),
+            "WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "GLOO_SOCKET_IFNAME": "lo",
         }
         processes.append(
-            subprocess.Popen(
-                [*command, str(options.updates)],
-                env=environment,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         )
     outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
@@ -132,26 +136,36 @@ def run(system: str, folder: str, options: argparse.Namespace) -> dict[str, Any]
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Interleaved rounds of all systems."""
-    shape = ALL_SHAPES[options.shape]
+    shape = SHAPES[options.shape]
     tokens = sum(len(row.prompt) + len(row.completion) for row in make_rows(shape, "groups"))
-    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
+    systems = [*SYSTEMS, PEER] if options.peer_python else list(SYSTEMS)
+    runs: dict[str, list[dict[str, Any]]] = {system: [] for system in systems}
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         save_model(shape, Path(folder))
         for _ in range(options.rounds):
-            for system in SYSTEMS:
+            for system in systems:
                 runs[system].append(run(system, folder, options))
     norms = [result["grad_norm"] for results in runs.values() for result in results]
     if max(norms) - min(norms) > 1e-3 * max(norms):
         raise SystemExit(f"the systems did different work: gradient norms {norms}")
     summary = {system: summarise(results, tokens) for system, results in runs.items()}
     seconds = {system: found["seconds"] for system, found in summary.items()}
+    ratios = {}
+    if PEER in summary:
+        peer, ours = summary[PEER], summary["two"]
+        ratios = {
+            "speed_over_trl": ours["tokens_per_second"] / peer["tokens_per_second"],
+            "cpu_over_trl": peer["cpu_seconds"] / ours["cpu_seconds"],
+            "memory_of_trl": ours["peak_gib"] / peer["peak_gib"],
+        }
     return {
         "shape": options.shape,
         "tokens": tokens,
         "load_before": before,
         "load_after": os.getloadavg()[0],
         **summary,
+        **ratios,
         "overhead": seconds["one"] / seconds["local"] - 1,
         "speed_up": seconds["one"] / seconds["two"],
         "cpu_overhead": summary["one"]["cpu_seconds"] / summary["local"]["cpu_seconds"] - 1,
@@ -176,13 +190,14 @@ def main() -> None:
         child(system, folder, shape, int(updates))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--shape", choices=ALL_SHAPES, default="small")
+    parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=3, help="timed updates of each process")
+    parser.add_argument("--peer-python", help="interpreter of an environment with TRL")
     parser.add_argument("--out", type=Path, help="also write the figures there, as JSON")
     options = parser.parse_args()
     found = compare(options)
-    for system in SYSTEMS:
+    for system in [name for name in (*SYSTEMS, PEER) if name in found]:
         one = found[system]
         print(
             f"{system:<6} {one['seconds']:7.2f} s  {one['cpu_seconds']:7.2f} CPU s a rank  "
@@ -191,6 +206,11 @@ def main() -> None:
     print(f"overhead of the sharded path {found['overhead']:+.1%}")
     print(f"the same in CPU seconds {found['cpu_overhead']:+.1%}")
     print(f"two ranks against one {found['speed_up']:.2f}x")
+    if PEER in found:
+        print(
+            f"two ranks against TRL {found['speed_over_trl']:.2f}x, "
+            f"in CPU seconds {found['cpu_over_trl']:.2f}x, {found['memory_of_trl']:.2f}x its memory"
+        )
     print(f"load of the machine {found['load_before']:.1f} before, {found['load_after']:.1f} after")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")

@@ -40,6 +40,7 @@ class Shape:
 SHAPES = {
     "tiny": Shape(512, 128, 384, 3, 4, 4, 32, 192, 48, 8, 16, 64, "qwen3"),
     "smollm2-135m": Shape(49152, 576, 1536, 30, 9, 3, 64, 1024, 256, 1, 4, 4, "llama"),
+    "small": Shape(8192, 384, 1152, 6, 6, 6, 64, 512, 128, 4, 4, 4, "qwen3"),
     "qwen3-4b": Shape(151936, 2560, 9728, 36, 32, 8, 128, 4096, 512, 8, 8, 2, "qwen3"),
 }
 
@@ -281,7 +282,11 @@ def run_trl(job: Job, meter: Meter) -> dict[str, Any]:
 
     shape = SHAPES[job.shape]
     rows = make_rows(shape, job.workload)
-    fixed = trl_inputs(rows, job.device)
+    fixed = trl_inputs(own_rows(rows), job.device)
+    # The loss divides by the tokens of all processes.
+    written = float(sum(sum(row.written) for row in rows))
+    fixed["num_items_in_batch"] = torch.tensor(written, device=job.device)
+    rows = own_rows(rows)
 
     class Fixed(GRPOTrainer):  # type: ignore[misc]
         """Trains on given completions instead of sampling some."""
@@ -312,6 +317,14 @@ def run_trl(job: Job, meter: Meter) -> dict[str, Any]:
         trainer.train()
     logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
     return meter.result(float(logged[0]))
+
+
+def own_rows(rows: list[Row]) -> list[Row]:
+    """This process's share, in the order of lengths so that shares are about as long."""
+    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if count == 1:
+        return rows
+    return sorted(rows, key=lambda row: len(row.completion))[rank::count]
 
 
 def trl_settings(job: Job, shape: Shape, rows: int) -> dict[str, Any]:
