@@ -237,10 +237,10 @@ async def settled(pid: int, before: dict[str, Any], wait: float) -> dict[str, An
 
 async def warm(ask: Callable[[bytes], Any]) -> None:
     """All slots of every tier, and no session: then the number of open files is known."""
-    codes = ("import time; time.sleep(0.3)", "import numpy", "import sympy", "import scipy")
-    requests = [{"code": f"{code}\nimport time; time.sleep(1)"} for code in codes]
-    requests.append({"code": "sleep 1", "language": "bash"})
-    requests.append({"code": "import numpy, sympy, time; time.sleep(1)"})
+    codes = ("import time; time.sleep(1)", "import numpy", "import sympy", "import scipy")
+    requests = [{"code": f"{code}\nimport time; time.sleep(2)"} for code in codes]
+    requests.append({"code": "sleep 3", "language": "bash"})
+    requests.append({"code": "import numpy, sympy, time; time.sleep(3)"})
     for request in requests:
         whole = encoded({"language": "python", **request})
         for answer in await asyncio.gather(*[ask(post("/run_code", whole)) for _ in range(8)]):
@@ -299,6 +299,8 @@ async def exchange(host: str, port: int, data: bytes, patience: float = ANSWER_S
 def complete(answer: bytes) -> bool:
     """Whether one whole answer is there: after that a kept connection stays silent."""
     head, gap, rest = answer.partition(b"\r\n\r\n")
+    while head.startswith(b"HTTP/1.1 100 "):  # the word to go on is not the answer
+        head, gap, rest = rest.partition(b"\r\n\r\n")
     found = re.search(rb"content-length: (\d+)", head)
     return bool(gap and found and len(rest) >= int(found[1]))
 

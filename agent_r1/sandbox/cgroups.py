@@ -8,6 +8,7 @@ either, init samples the tree's memory instead (see :mod:`.guest.init`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 from dataclasses import dataclass
@@ -173,7 +174,11 @@ class SlotGroup:
         self._kills = self._count_kills()
 
     def limit(self, memory_bytes: int, processes: int) -> None:
-        """Hold the slot's whole tree to these."""
+        """Hold the slot's whole tree to these.
+
+        Raises :class:`OSError`: ``EBUSY`` where the tree holds more memory already and version 1
+        refuses the limit (version 2 ends what is above it), otherwise the group is gone.
+        """
         if self._limits == (memory_bytes, processes):
             return
         total = str(memory_bytes + _OVERHEAD)
@@ -195,7 +200,9 @@ class SlotGroup:
         try:
             for file in order:
                 file.write_text(total)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise
             for file in reversed(order):
                 file.write_text(total)
 

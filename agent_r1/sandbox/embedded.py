@@ -34,6 +34,7 @@ Not protected, at any level:
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -204,6 +205,13 @@ class _Starved(SlotLost):
         self.result = result
 
 
+_HOLDS_MORE: Final = RunResult(
+    status=RunStatus.MEMORY_LIMIT,
+    stderr="The interpreter held more memory than the limit of this run.\n",
+    exit_code=-signal.SIGKILL,
+)
+
+
 def _blame(losses: list[SlotLost]) -> RunResult:
     """Who lost the slots? Somebody outside, or a program that used up their memory every time.
 
@@ -276,7 +284,10 @@ def _exchange(slot: Slot, request: RunRequest, job: Job, flags: int) -> Flow[_En
     copies = request.limits.file_bytes if job.payload["fetch"] else 0
     try:
         slot.limit(request.limits.memory_bytes + copies, request.limits.processes)
-    except OSError as error:  # the slot's tier was killed, and its group is already cleared away
+    except OSError as error:
+        if error.errno == errno.EBUSY:  # a session holds more than this run may have
+            raise _Starved(_HOLDS_MORE) from error
+        # The slot's tier was killed, and its group is already cleared away.
         raise SlotLost(f"the slot's control group is gone: {error}") from error
     slot.ran_out()  # kills of earlier runs are no matter of this one
     exchange = Exchange(slot.channel, request, job, flags)

@@ -97,6 +97,20 @@ def _session_limits(executor: Executor) -> None:
         executor.close_session("m")
 
 
+def _session_holds_more(executor: Executor) -> None:
+    """A run that may have less than its session holds already is out of memory, and no fault."""
+    large, small = Limits(memory_bytes=1 << 30), Limits(memory_bytes=128 << 20)
+    try:
+        held = run(executor, "x = b'1' * (400 << 20)", session="h", limits=large)
+        assert held.status is RunStatus.SUCCESS, describe(held)
+        result = run(executor, "import time; time.sleep(1)", session="h", limits=small)
+        assert result.status is RunStatus.MEMORY_LIMIT, describe(result)
+        after = run(executor, "print(1)", session="h", limits=large)
+        assert after.stdout == "1\n", describe(after)
+    finally:
+        executor.close_session("h")
+
+
 def _session_sleeps(executor: Executor) -> None:
     """Between its runs a session does nothing, whatever threads it has started."""
     code = """
@@ -468,6 +482,7 @@ EXTENDED: Final = (
     Case("session_keeps", "a session keeps its state to itself", _session_keeps, _SESSIONS),
     Case("session_survives", "over errors and time-outs", _session_survives, _SESSIONS),
     Case("session_limits", "within its limits", _session_limits, _SESSIONS),
+    Case("session_holds_more", "within a lower limit than before", _session_holds_more, _SESSIONS),
     Case("session_sleeps", "and works only while it is asked to", _session_sleeps, _SESSIONS),
     Case("session_exit", "one that ended says so", _session_exit, _SESSIONS),
 )
