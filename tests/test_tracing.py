@@ -16,7 +16,7 @@ from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.testing import ScriptedEngine, byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv
 from agent_r1.trainer.clock import Clock
-from agent_r1.trainer.rl import in_thread
+from agent_r1.trainer.threads import in_thread
 from agent_r1.types import Task
 
 

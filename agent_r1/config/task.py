@@ -334,6 +334,9 @@ class TrainerConfig(Section):
     """How trajectories are kept: ``arrow`` is a third as large (``trajectories.arrows``); ``jsonl``
     is text, a line each. All commands read both, and ``agent-r1 export-trajectories`` turns the
     one into the other. A run that is continued keeps its form."""
+    token_file: bool = True
+    """Whether ``tokens.arrows`` keeps advantage, entropy and the difference between engine and
+    trainer of every trained token, for ``agent-r1 view``."""
     log_val_generations: NonNegativeInt = 0
     """Validation trajectories sent to the loggers each time."""
 

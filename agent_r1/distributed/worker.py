@@ -33,6 +33,7 @@ from agent_r1.trainer.checkpoint import (
     load_state,
     whole_state,
 )
+from agent_r1.trainer.seen import Seen
 from agent_r1.trainer.trainable import Trainable
 from agent_r1.trainer.worker import LocalWorker
 
@@ -155,6 +156,10 @@ class ShardedWorker:
             "update_policy", batch, old_logprobs, advantages, ref_logprobs, weights, teacher
         )
         return found
+
+    @property
+    def seen(self) -> Seen | None:
+        return self._own.seen
 
     def update_critic(self, batch: Batch, returns: Tensor, old_values: Tensor) -> dict[str, float]:
         found: dict[str, float] = self._together("update_critic", batch, returns, old_values)

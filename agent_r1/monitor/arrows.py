@@ -26,7 +26,8 @@ from __future__ import annotations
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -63,29 +64,38 @@ SCHEMA = pa.schema(
     ],
     metadata={"agent_r1.format": "2"},
 )
-_HEAD: bytes = SCHEMA.serialize().to_pybytes()
 _MARK = b"\xff\xff\xff\xff"
 _ID_LISTS = ("prompt_ids", "token_ids", "observation_ids")
 
 
-class ArrowFile:
-    """One such file, open for appending. Not for use by several processes at once."""
+class BatchFile:
+    """A stream of record batches, open for appending. Not for several processes at once.
 
-    def __init__(self, path: Path) -> None:
+    Each batch is of one step, which its column ``step`` tells.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path = path
+        self._schema = schema
         path.touch(0o644)
         size = 0
-        for message in messages(path):
+        for message in messages(path, schema=schema):
             size = message.end
         self._file = AppendOnly(path, size)
 
-    def append(self, rows: Sequence[Stored]) -> None:
-        """Write trajectories after the last one: all of them, or none and ``OSError``."""
-        self._file.write(_stream(rows, head=self._file.size == 0))
+    def write(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Write batches after the last one: all of them, or none and ``OSError``."""
+        sink = pa.BufferOutputStream()
+        options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
+        writer = pa.ipc.new_stream(sink, self._schema, options=options)
+        for batch in batches:
+            writer.write_batch(batch)
+        data: bytes = sink.getvalue().to_pybytes()  # without the mark of an ended stream
+        self._file.write(data[len(_head(self._schema)) if self._file.size else 0 :])
 
     def rewind(self, step: int) -> None:
         """Drop everything after ``step``: what a resumed run is about to repeat."""
-        found = list(messages(self.path))
+        found = list(messages(self.path, schema=self._schema))
         kept = bisect_right(found, step, key=lambda message: message.step)
         if kept < len(found):
             self._file.cut(found[kept].start if kept else 0)
@@ -94,12 +104,24 @@ class ArrowFile:
         self._file.close()
 
 
+class ArrowFile(BatchFile):
+    """The trajectories of a run, open for appending."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, SCHEMA)
+
+    def append(self, rows: Sequence[Stored]) -> None:
+        """Write trajectories after the last one: all of them, or none and ``OSError``."""
+        self.write(_batch(part) for part in _parts(rows))
+
+
 class Message(NamedTuple):
     """One record batch as it stands in a file, from ``start`` to ``end``."""
 
     path: Path
     start: int
     end: int
+    schema: pa.Schema = SCHEMA
 
     def bytes(self) -> bytes:
         """Empty or short if the file has been cut back since."""
@@ -109,7 +131,7 @@ class Message(NamedTuple):
 
     def read(self, *columns: str) -> pa.RecordBatch:
         """The batch, or only some of its columns."""
-        return read_batch(self.bytes(), *columns)
+        return read_batch(self.bytes(), *columns, schema=self.schema)
 
     @property
     def step(self) -> int:
@@ -117,14 +139,24 @@ class Message(NamedTuple):
         return int(self.read("step").column(0)[0].as_py())
 
 
-def read_batch(data: bytes, *columns: str) -> pa.RecordBatch:
+def read_batch(data: bytes, *columns: str, schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
     """The batch of a message, or only some of its columns."""
-    fields = [SCHEMA.get_field_index(name) for name in columns] or None
+    fields = [schema.get_field_index(name) for name in columns] or None
     options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-    return pa.ipc.open_stream(pa.BufferReader(_HEAD + data), options=options).read_next_batch()
+    whole = pa.BufferReader(_head(schema) + data)
+    return pa.ipc.open_stream(whole, options=options).read_next_batch()
 
 
-def messages(path: Path, start: int = 0) -> Generator[Message, None, None]:
+@cache
+def _head(schema: pa.Schema) -> bytes:
+    """What a stream of this schema begins with."""
+    head: bytes = schema.serialize().to_pybytes()
+    return head
+
+
+def messages(
+    path: Path, start: int = 0, schema: pa.Schema = SCHEMA
+) -> Generator[Message, None, None]:
     """The whole batches from a byte on; an unfinished last one is passed over.
 
     Raises:
@@ -134,13 +166,13 @@ def messages(path: Path, start: int = 0) -> Generator[Message, None, None]:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            if file.read(len(_HEAD)) != _HEAD[:size]:
-                raise DataError(
-                    f"{path} is no file of trajectories, or of another version of Agent-R1"
-                )
-            at = start or len(_HEAD)
+            head = _head(schema)
+            if file.read(len(head)) != head[:size]:
+                what = "trajectories" if schema is SCHEMA else "this kind"
+                raise DataError(f"{path} is no file of {what}, or of another version of Agent-R1")
+            at = start or len(head)
             while (length := _length(file, at)) and at + length <= size:
-                yield Message(path, at, at + length)
+                yield Message(path, at, at + length, schema)
                 at += length
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
@@ -176,17 +208,6 @@ def record_of(batch: pa.RecordBatch, row: int, path: Path) -> dict[str, Any]:
 # --- writing -----------------------------------------------------------------------------
 
 
-def _stream(rows: Sequence[Stored], *, head: bool) -> bytes:
-    """The messages of some rows, behind the schema if they begin a file."""
-    sink = pa.BufferOutputStream()
-    options = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1), use_threads=False)
-    writer = pa.ipc.new_stream(sink, SCHEMA, options=options)
-    for part in _parts(rows):
-        writer.write_batch(_batch(part))
-    data: bytes = sink.getvalue().to_pybytes()  # without the mark of an ended stream
-    return data if head else data[len(_HEAD) :]
-
-
 def _parts(rows: Sequence[Stored]) -> Iterator[list[Stored]]:
     """Rows by batches: none larger than its bounds, and one step in each."""
     part: list[Stored] = []
@@ -220,7 +241,7 @@ def _batch(rows: Sequence[Stored]) -> pa.RecordBatch:
         for name in ("ids", "mask", "logprobs", "versions"):
             columns[name].append(tokens.column(name))
     return pa.record_batch(
-        [_array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
+        [list_array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
     )
 
 
@@ -263,8 +284,11 @@ def _unicode(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Arrow's own conversion of nested lists visits every number; this one copies them."""
+def list_array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A column of plain values or of numpy arrays.
+
+    Arrow's own conversion of nested lists visits every number; this one copies them.
+    """
     if not pa.types.is_list(kind):
         return pa.array(values, kind)
     lengths = [0 if value is None else len(value) for value in values]

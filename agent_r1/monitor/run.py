@@ -8,6 +8,7 @@
     metrics.jsonl       one line per step
     trajectories.arrows every trajectory (see monitor/arrows.py), or trajectories.jsonl with
                         one line for each (see monitor/records.py)
+    tokens.arrows       what the update saw of each trained token (see monitor/tokens.py)
     index.sqlite        finds them (see monitor/index); made by whoever looks
     checkpoints/        written by trainer/checkpoint.py
     curve.png           drawn from metrics.jsonl
@@ -25,7 +26,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from agent_r1.config.changes import Change
@@ -38,8 +39,11 @@ from agent_r1.monitor.jsonl import JsonlFile, json_number, read_jsonl
 from agent_r1.monitor.loggers import BackgroundLogger, RunInfo, make_loggers
 from agent_r1.monitor.provenance import now, provenance
 from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, Split, Stored
-from agent_r1.monitor.store import TrajectoryFile, open_trajectories
+from agent_r1.monitor.store import TrajectoryFile, open_tokens, open_trajectories
 from agent_r1.types import Trajectory
+
+if TYPE_CHECKING:
+    from agent_r1.monitor.tokens import TokenFile, TokenRecord
 
 METRICS_FILE = "metrics.jsonl"
 ARCHIVE_FOLDER = "earlier"
@@ -65,6 +69,7 @@ class RunFolder:
         shown_generations: int = 0,
         changes: Sequence[Change] = (),
         trajectory_file: Literal["arrow", "jsonl"] = "arrow",
+        token_file: bool = False,
     ) -> None:
         self.path = path
         self._changes = tuple(changes)
@@ -81,6 +86,7 @@ class RunFolder:
             (path / "config.yaml").write_text(to_yaml(config))
             self._metrics = JsonlFile(path / METRICS_FILE)
             self._trajectories = open_trajectories(path, trajectory_file)
+            self._tokens = open_tokens(path) if token_file else None
         except OSError as error:
             raise ConfigError(
                 f"the run folder {path} cannot be written ({error.strerror}); set "
@@ -116,6 +122,7 @@ class RunFolder:
             shown_generations=getattr(trainer, "log_val_generations", 0),  # a cold start has none
             changes=changes,
             trajectory_file=getattr(trainer, "trajectory_file", "arrow"),  # likewise
+            token_file=getattr(trainer, "token_file", False),
         )
 
     @property
@@ -127,6 +134,8 @@ class RunFolder:
         """Forget what was written after ``step``: the run is about to repeat it."""
         self._metrics.rewind(step)
         self._trajectories.rewind(step)
+        if self._tokens is not None:
+            self._tokens.rewind(step)
         self._health = HealthMonitor()
         for line in load_metrics(self.path / METRICS_FILE):
             self._health.add(line)
@@ -160,6 +169,11 @@ class RunFolder:
         """Record the training trajectories of a step, complete."""
         self._store(trajectories, step, "train")
 
+    def store_tokens(self, records: Sequence[TokenRecord], *, step: int) -> None:
+        """Record what the update of a step saw of every token, if the run keeps that."""
+        if self._tokens is not None and records:
+            self._append(self._tokens, [(step, record) for record in records])
+
     def store_validation(self, trajectories: Sequence[Trajectory], *, step: int) -> None:
         """Record validation trajectories, and show the loggers the first few."""
         self._store(trajectories, step, "val")
@@ -184,6 +198,8 @@ class RunFolder:
             self._record.end_session(outcome)
         self._metrics.close()
         self._trajectories.close()
+        if self._tokens is not None:
+            self._tokens.close()
         os.close(self._lock)
 
     def __enter__(self) -> RunFolder:
@@ -196,7 +212,7 @@ class RunFolder:
     def _store(self, trajectories: Sequence[Trajectory], step: int, split: Split) -> None:
         self._append(self._trajectories, [Stored(t, step, split) for t in trajectories])
 
-    def _append(self, file: JsonlFile | TrajectoryFile, records: Sequence[Any]) -> None:
+    def _append(self, file: JsonlFile | TrajectoryFile | TokenFile, records: Sequence[Any]) -> None:
         try:
             file.append(records)
         except OSError as error:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, Stored, encode_trajectory
+
+if TYPE_CHECKING:
+    from agent_r1.monitor.tokens import TokenFile
 
 
 class TrajectoryFile(Protocol):
@@ -60,3 +63,10 @@ def open_trajectories(folder: Path, form: Literal["arrow", "jsonl"]) -> Trajecto
     from agent_r1.monitor.arrows import ArrowFile  # pyarrow takes a while to import
 
     return ArrowFile(arrows)
+
+
+def open_tokens(folder: Path) -> TokenFile:
+    """The file of what updates saw. Raises as :func:`open_trajectories` does."""
+    from agent_r1.monitor.tokens import TokenFile
+
+    return TokenFile(folder)

@@ -7,11 +7,21 @@ from dataclasses import dataclass, field
 
 from agent_r1.config.task import DistillationConfig
 from agent_r1.data.batch import Batch
+from agent_r1.monitor.tokens import TokenRecord
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.policy_worker import PolicyWorker
+from agent_r1.trainer.seen import token_records
 from agent_r1.trainer.teacher import Teacher
 from agent_r1.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What an update tells: the step's metrics, and what it saw of every token."""
+
+    metrics: dict[str, float]
+    tokens: Sequence[TokenRecord]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Learner:
         greedy_rewards: Mapping[str, float] | None,
         step: int,
         clock: Clock,
-    ) -> dict[str, float]:
+    ) -> Learned:
         """Improve version ``step``; in the first ``critic_warmup`` steps the critic only."""
         worker, credit = self.worker, self.credit
         batch = Batch.from_trajectories(trajectories, self.pad_id)
@@ -64,9 +74,11 @@ class Learner:
         if values is not None and worth.returns is not None:
             with clock("update_critic"):
                 metrics |= worker.update_critic(worth.batch, worth.returns, values.tokens)
+        seen = None
         if step >= self.critic_warmup:
             with clock("update_actor"):
                 metrics |= worker.update_policy(
                     worth.batch, worth.old_logprobs, worth.advantages, ref, worth.weights, view
                 )
-        return metrics
+            seen = worker.seen
+        return Learned(metrics, token_records(trajectories, batch, worth, recomputed, seen))

@@ -15,6 +15,7 @@ from agent_r1.models.packing import sent
 from agent_r1.models.value import Values
 from agent_r1.models.weights import ModuleWeights
 from agent_r1.trainer.checkpoint import Snapshot
+from agent_r1.trainer.seen import Seen
 
 
 class PolicyWorker(Protocol):
@@ -44,6 +45,10 @@ class PolicyWorker(Protocol):
         weights: Tensor | None = None,
         teacher: TeacherView | None = None,
     ) -> dict[str, float]: ...
+
+    @property
+    def seen(self) -> Seen | None:
+        """What the last policy update saw of each token; None before the first."""
 
     def update_critic(
         self, batch: Batch, returns: Tensor, old_values: Tensor
@@ -75,6 +80,7 @@ class Minibatch:
 
     batch: Batch
     loss_weights: Tensor  # [B], from the whole mini-batch, so that parts add up to it
+    index: Tensor  # [B] which rows of the step's batch these are, on the CPU
     advantages: Tensor | None = None  # [B, T]
     old_logprobs: Tensor | None = None  # [B, T]
     ref_logprobs: Tensor | None = None  # [B, T]
@@ -87,8 +93,9 @@ class Minibatch:
         """These rows, as wide as the longest of them."""
         batch = self.batch.select(rows)
         changed: dict[str, Any] = {"batch": batch, "loss_weights": self.loss_weights[rows]}
+        changed["index"] = self.index[rows.cpu()]
         width = batch.token_ids.shape[1]
-        for field in fields(self)[2:]:
+        for field in fields(self)[3:]:
             value: Tensor | TeacherView | None = getattr(self, field.name)
             if isinstance(value, Tensor):
                 changed[field.name] = value[rows, :width]
@@ -98,8 +105,9 @@ class Minibatch:
 
     def to(self, device: torch.device) -> Minibatch:
         """The same on another device."""
-        changed: dict[str, Any] = {"batch": self.batch.to(device)}
-        for field in fields(self)[1:]:
+        weights = sent(self.loss_weights, device)
+        changed: dict[str, Any] = {"batch": self.batch.to(device), "loss_weights": weights}
+        for field in fields(self)[3:]:
             value: Tensor | TeacherView | None = getattr(self, field.name)
             if isinstance(value, Tensor):
                 changed[field.name] = sent(value, device)

@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -46,6 +44,7 @@ from agent_r1.trainer.queue import make_queue
 from agent_r1.trainer.sampler import Sample, Sampler, SamplerSettings
 from agent_r1.trainer.supply import TaskSupply
 from agent_r1.trainer.teacher import Teacher
+from agent_r1.trainer.threads import in_thread
 from agent_r1.trainer.validation import Validator, validation_metrics
 from agent_r1.types import Trajectory
 
@@ -170,10 +169,11 @@ class RLTrainer:
                 raise
         step = self.step
         metrics = rollout_metrics(sample.everything) | sample.metrics
-        metrics |= await self._compute(
-            lambda: self._learner.learn(sample.chosen, greedy, step, clock)
-        )
+        learn = self._learner.learn
+        learned = await self._compute(lambda: learn(sample.chosen, greedy, step, clock))
+        metrics |= learned.metrics
         self.step += 1
+        self._parts.run.store_tokens(learned.tokens, step=self.step)
         with clock("update_weights"):
             metrics |= await self._publish_weights()
         metrics |= _throughput(sample, clock)
@@ -308,26 +308,6 @@ def make_sampler(config: Config, parts: Parts, total_steps: int) -> Sampler:
         parts.run,
         curriculum,
     )
-
-
-async def in_thread(work: Callable[[], T]) -> T:
-    """Like ``asyncio.to_thread``, in a thread that an impatient interpreter does not wait for."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def tell(set_it: Callable[[Any], None], value: Any) -> None:
-        loop.call_soon_threadsafe(lambda: None if future.done() else set_it(value))
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            tell(future.set_exception, error)
-        else:
-            tell(future.set_result, result)
-
-    Thread(target=copy_context().run, args=(run,), name="agent-r1-learner", daemon=True).start()
-    return await future
 
 
 def _throughput(sample: Sample, clock: Clock) -> dict[str, float]:

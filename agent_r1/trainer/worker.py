@@ -38,6 +38,7 @@ from agent_r1.models.weights import ModuleWeights
 from agent_r1.trainer.checkpoint import Snapshot, whole_state
 from agent_r1.trainer.peers import ALONE, Peers
 from agent_r1.trainer.policy_worker import Minibatch
+from agent_r1.trainer.seen import Seen
 from agent_r1.trainer.trainable import StepResult, Trainable
 from agent_r1.trainer.update_metrics import CriticTotals, PolicyTotals
 
@@ -102,6 +103,7 @@ class LocalWorker:
             )
         self._policy_loss = _policy_loss(config)
         self._order = torch.Generator().manual_seed(seed)
+        self.seen: Seen | None = None
 
     @property
     def policy(self) -> nn.Module:
@@ -196,8 +198,10 @@ class LocalWorker:
         if config.use_kl_loss and ref_logprobs is None:
             raise ConfigError("use_kl_loss needs log-probabilities of the reference policy")
         plan = list(self._plan(batch, config.ppo_mini_batch_size, config.ppo_epochs))
+        seen = Seen.nothing(batch)
         if old_logprobs is None and len(plan) > 1:
             old_logprobs = self.logprobs(batch)
+            seen.know(old_logprobs)
         totals = PolicyTotals()
         with _training(self._actor.module):
             for rows in plan:
@@ -206,21 +210,23 @@ class LocalWorker:
                 minibatch = Minibatch(
                     part,
                     self._loss_weights(part, config.loss_agg_mode),
+                    rows.cpu(),
                     advantages=_cut(advantages, rows, width, part),
                     old_logprobs=_cut(old_logprobs, rows, width, part),
                     ref_logprobs=_cut(ref_logprobs, rows, width, part),
                     weights=_cut(weights, rows, width, part),
                     teacher=None if teacher is None else teacher.select(rows, width),
                 )
-                totals.add(self._policy_step(minibatch, totals))
+                totals.add(self._policy_step(minibatch, totals, seen))
         totals.merge(self._peers)
+        self.seen = seen.merged(self._peers, self._actor.device)
         return totals.metrics(config.kl_loss_coef if config.use_kl_loss else None)
 
-    def _policy_step(self, minibatch: Minibatch, totals: PolicyTotals) -> StepResult:
+    def _policy_step(self, minibatch: Minibatch, totals: PolicyTotals, seen: Seen) -> StepResult:
         observations: list[Callable[[], None]] = []
         for rows in self._peers.cut(minibatch.batch, self._config.ppo_max_token_len_per_gpu):
             with self._actor.autocast():
-                loss, observe = self._policy_objective(minibatch.select(rows), totals)
+                loss, observe = self._policy_objective(minibatch.select(rows), totals, seen)
             self._actor.backward(loss)
             observations.append(observe)
         for observe in observations:  # numbers for the logs wait for the GPU, which then has work
@@ -228,7 +234,7 @@ class LocalWorker:
         return self._actor.step()
 
     def _policy_objective(
-        self, part: Minibatch, totals: PolicyTotals
+        self, part: Minibatch, totals: PolicyTotals, seen: Seen
     ) -> tuple[Tensor, Callable[[], None]]:
         """The rows' share of the mini-batch loss, and what tells the logs of it."""
         config, rows = self._config, part.batch
@@ -258,6 +264,7 @@ class LocalWorker:
 
         def observe() -> None:
             totals.compare(result.logprobs, part.batch.behavior_logprobs, mask)
+            seen.note(part.index, result.logprobs, result.entropy, before_steps=not totals.count)
             totals.observe(inputs, terms, part.loss_weights, result.entropy, kl)
             if result.divergence is not None:
                 totals.distil(result.divergence, mask)
@@ -278,6 +285,7 @@ class LocalWorker:
                 minibatch = Minibatch(
                     part,
                     self._loss_weights(part, config.loss_agg_mode),
+                    rows.cpu(),
                     returns=_cut(returns, rows, width, part),
                     old_values=_cut(old_values, rows, width, part),
                 )

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from agent_r1.errors import AgentR1Error, DataError
+from agent_r1.errors import AgentR1Error, ConfigError, DataError
 from agent_r1.monitor.compare import comparable, seed_groups
 from agent_r1.monitor.query import Query, Row, as_json
 from agent_r1.viewer.catalog import Catalog
@@ -110,7 +110,9 @@ class Api:
         run, key = self._run(request), request.query_params.get("key", "")
         index = run.index()
         siblings = [as_json(row) for row in index.siblings(key)]
-        return shown(index.trajectory(key), self._spellings(run).get()) | {"siblings": siblings}
+        record = index.trajectory(key)
+        found = shown(record, self._spellings(run).get(), run.seen(record))
+        return found | {"siblings": siblings}
 
     def around(self, request: Request) -> Any:
         """The keys before and after one, in the order of a search."""
@@ -213,7 +215,7 @@ def query_of(asked: Mapping[str, str]) -> Query:
     """A :class:`Query` from the text of an address; what it does not name is not asked.
 
     Raises:
-        DataError: a number or a truth that cannot be read.
+        ConfigError: a number or a truth that cannot be read.
     """
     kinds = {field.name: str(field.type) for field in fields(Query)}
     given: dict[str, Any] = {}
@@ -234,7 +236,7 @@ def _read(name: str, kind: str, text: str) -> Any:
             return int(text)
         return float(text) if "float" in kind else text
     except (KeyError, ValueError) as error:
-        raise DataError(f"{name}={text!r} cannot be read as {kind}") from error
+        raise ConfigError(f"{name}={text!r} cannot be read as {kind}") from error
 
 
 def _integer(asked: Mapping[str, str], name: str) -> int:

@@ -21,11 +21,13 @@ from agent_r1.monitor.health import findings
 from agent_r1.monitor.query import RunIndex
 from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, trajectories_file
 from agent_r1.monitor.run import METRICS_FILE
+from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
 from agent_r1.viewer.growing import GrowingJsonl
 
 _QUIET_SECONDS = 600.0
 """After so long without a step a run whose lock cannot be seen counts as stopped."""
 _RECENT = 20
+_SHOWN = (TRAJECTORIES_FILE, ARROWS_FILE, TOKENS_FILE, "run.json", "results.json")
 _VALIDATION = ("val-core/*accuracy/mean@*", "val-core/*reward/mean@*", "val-core/*")
 
 
@@ -40,6 +42,7 @@ class RunView:
         self._lock = Lock()
         self._index: RunIndex | None = None
         self._reader: Thread | None = None
+        self._tokens = TokenFinder(path)
 
     def lines(self) -> list[dict[str, Any]]:
         """The steps' records, ``time`` included."""
@@ -78,6 +81,13 @@ class RunView:
             return trajectories_file(self.path).stat().st_size > 0
         except OSError:
             return False
+
+    def seen(self, record: Mapping[str, Any]) -> dict[str, list[float]] | None:
+        """What the update saw of a trajectory's tokens; None where it was not trained on."""
+        if record["split"] != "train":
+            return None
+        step, staleness = record["step"], self.settings().get("trainer.max_staleness", 0)
+        return self._tokens.find(record["id"], step, step + staleness)
 
     def index(self) -> RunIndex:
         """The trajectories, with what was written until now."""
@@ -135,7 +145,7 @@ class RunView:
     def mark(self) -> str:
         """Changes whenever something was written that the application shows."""
         stats = []
-        for name in (METRICS_FILE, TRAJECTORIES_FILE, ARROWS_FILE, "run.json", "results.json"):
+        for name in (*_SHOWN, METRICS_FILE):
             try:
                 found = (self.path / name).stat()
             except OSError:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agent_r1.monitor.records import decode_trajectory
 from agent_r1.types import Trajectory, Turn
 from agent_r1.viewer.spelling import Spelling
 
-PER_TOKEN = ("advantages", "entropies", "trainer_logprobs")
-"""What the trainer may add to a stored turn: one number for each token of ``token_ids``."""
 
+def shown(
+    record: Mapping[str, Any],
+    spelling: Spelling | None,
+    seen: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """The whole trajectory with its turns; tokens are told apart where they can be spelled.
 
-def shown(record: Mapping[str, Any], spelling: Spelling | None) -> dict[str, Any]:
-    """The whole trajectory with its turns; tokens are told apart where they can be spelled."""
+    ``seen``: lists of what the update saw of each token (:mod:`agent_r1.monitor.tokens`).
+    """
     trajectory = decode_trajectory(record)
     reward, task = trajectory.reward, trajectory.task
     return {
@@ -44,7 +48,7 @@ def shown(record: Mapping[str, Any], spelling: Spelling | None) -> dict[str, Any
         },
         "prompt": messages_of(trajectory),
         "opening": trajectory.opening,
-        "turns": _turns(trajectory, record, spelling),
+        "turns": _turns(trajectory, seen or {}, spelling),
         "spelled": spelling is not None,
     }
 
@@ -72,24 +76,26 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _turns(
-    trajectory: Trajectory, record: Mapping[str, Any], spelling: Spelling | None
+    trajectory: Trajectory, seen: Mapping[str, Sequence[float]], spelling: Spelling | None
 ) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     before: Turn | None = None
-    for turn, stored in zip(trajectory.turns, record["turns"], strict=True):
+    at = 0
+    for turn in trajectory.turns:
         begins = before is None or turn.prompt_ids != before.next_prompt_ids
-        made.append(_turn(turn, stored, begins, spelling))
-        before = turn
+        end = at + turn.completion.length
+        made.append(_turn(turn, {n: list(seen[n][at:end]) for n in seen}, begins, spelling))
+        before, at = turn, end
     return made
 
 
 def _turn(
-    turn: Turn, stored: Mapping[str, Any], begins: bool, spelling: Spelling | None
+    turn: Turn, seen: Mapping[str, Any], begins: bool, spelling: Spelling | None
 ) -> dict[str, Any]:
     completion = turn.completion
     return {
         "text": turn.text,
-        "tokens": _tokens(turn, stored, spelling),
+        "tokens": _tokens(turn, seen, spelling),
         "length": completion.length,
         "finish": completion.finish.value,
         "stop": completion.stop,
@@ -108,7 +114,7 @@ def _turn(
 
 
 def _tokens(
-    turn: Turn, stored: Mapping[str, Any], spelling: Spelling | None
+    turn: Turn, seen: Mapping[str, Any], spelling: Spelling | None
 ) -> dict[str, Any] | None:
     """``pieces`` are ``[text, how many tokens]``; the other lists have a number for each token."""
     completion = turn.completion
@@ -116,12 +122,11 @@ def _tokens(
         return None
     if not spelling.knows(completion.token_ids):
         return None
-    extra = {name: stored[name] for name in PER_TOKEN if stored.get(name) is not None}
     return {
         "pieces": [list(piece) for piece in spelling.pieces(completion.token_ids)],
         "logprobs": None if completion.logprobs is None else list(completion.logprobs),
         "versions": list(completion.token_versions()),
-        **extra,
+        **seen,
     }
 
 

@@ -144,7 +144,7 @@ def train(case, worker, steps=3, first=0):
     found = []
     for step in range(first, first + steps):
         greedy = {str(group): 0.5 for group in range(len(case.groups))}
-        found.append(student.learn(trajectories(case, step), greedy, step, Clock()))
+        found.append(student.learn(trajectories(case, step), greedy, step, Clock()).metrics)
     return found
 
 

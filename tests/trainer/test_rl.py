@@ -7,6 +7,7 @@ import torch
 
 from agent_r1.errors import ConfigError, DataError, ModelError, RolloutFailed
 from agent_r1.monitor.records import read_records
+from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
 from agent_r1.monitor.run import RunFolder
 from agent_r1.trainer.build import train
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state, whole_state
@@ -79,6 +80,7 @@ def test_a_resumed_run_gives_the_very_same_numbers(toy_config, estimator):
     assert_equal(final_state(whole), final_state(parts))
     assert lines(whole, "metrics.jsonl") == lines(parts, "metrics.jsonl")
     assert lines(whole, "trajectories.jsonl") == lines(parts, "trajectories.jsonl")
+    assert (whole / TOKENS_FILE).read_bytes() == (parts / TOKENS_FILE).read_bytes()
 
 
 def test_the_policy_changes_and_the_reward_is_logged(toy_config):
@@ -105,6 +107,12 @@ def test_every_trajectory_is_stored_whole(toy_config):
     for trajectory in answered:
         assert trajectory.turns[0].observation_text.startswith("[")
         assert trajectory.turns[1].prompt_ids == trajectory.turns[0].next_prompt_ids
+    finder = TokenFinder(run)
+    for number, trajectory in enumerate(trajectories):
+        seen = finder.find(trajectory.id, 1 + number // 16, 1 + number // 16)
+        assert {len(told) for told in seen.values()} == {trajectory.response_length}
+        assert max(map(abs, seen["differences"])) < 1e-3 and min(seen["entropies"]) > 0
+        assert len(set(seen["advantages"])) == 1  # GRPO: of the whole trajectory
 
 
 def test_the_exported_policy_loads_as_a_plain_model_folder(toy_config):

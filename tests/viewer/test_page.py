@@ -156,6 +156,7 @@ def test_the_command_finds_the_runs_tokenizer(tmp_path, capsys):
     assert not read(out)["tokens"]
     policy = tmp_path / "checkpoints" / "step-000002" / "policy"
     byte_tokenizer().save_pretrained(policy)
+    (policy / "config.json").write_text("{}")
     arguments = ["view", str(folder), "--export", str(out), "--split", "train"]
     cli.main(arguments, standalone_mode=False)
     assert read(out)["tokens"] and not capsys.readouterr().err

@@ -6,6 +6,7 @@ import socket
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -15,7 +16,7 @@ from agent_r1.data.traces import trace_from_row
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor import RunFolder, rollout_metrics
 from agent_r1.monitor.jsonl import JsonlFile
-from agent_r1.monitor.records import encode_trajectory
+from agent_r1.monitor.tokens import TokenRecord
 from agent_r1.testing import byte_tokenizer, make_trajectory
 from agent_r1.types import Completion, Finish, Outcome, Reward, Task
 from agent_r1.viewer.catalog import Catalog
@@ -229,8 +230,8 @@ def test_trajectories_are_found_and_walked_through(web):
     ("query", "status"),
     [
         ({"run": "none"}, 404),
-        ({"step_from": "x"}, 404),
-        ({"tool_error": "maybe"}, 404),
+        ({"step_from": "x"}, 400),
+        ({"tool_error": "maybe"}, 400),
         ({"sort": "colour"}, 400),
     ],
 )
@@ -246,22 +247,24 @@ def test_a_trajectory_comes_with_tokens_and_siblings(tmp_path):
     base = made("odd", 0, 1.0, text)
     sampled = Completion(ids, (-0.5, -1.0, -2.0), Finish.EOS, versions=((0, 3), (2, 4)))
     turn = replace(base.turns[0], completion=sampled, prompt_ids=(65, 66))
-    record = encode_trajectory(replace(base, turns=(turn,)), step=4, split="train")
-    record["turns"][0]["advantages"] = [1.5, 1.5, -1.5]
+    whole = replace(base, turns=(turn,))
     folder = tmp_path / "run"
-    folder.mkdir()
-    file = JsonlFile(folder / "trajectories.jsonl")
-    other = encode_trajectory(made("odd", 1, 0.0), step=4, split="train")
-    file.append([record, other])
-    file.close()
+    with RunFolder(folder, Config(), token_file=True) as out:
+        out.store([whole, made("odd", 1, 0.0)], step=4)
+        nothing = np.array([np.nan] * 3)
+        worth = TokenRecord(whole.id, np.array([1.5, np.nan, -1.5]), nothing, np.array([0.5, 1, 2]))
+        out.store_tokens([worth], step=4)
     tokenizer.save_pretrained(tmp_path / "model")
     with client(folder, tokenizer=tmp_path / "model") as web:
         web.get("/?token=secret")
-        found = ask(web, "trajectory", run=only_run(web), key="0")
+        run = only_run(web)
+        key = ask(web, "trajectories", run=run, descending="false")["rows"][0]["key"]
+        found = ask(web, "trajectory", run=run, key=key)
     tokens = found["turns"][0]["tokens"]
     assert tokens["pieces"] == [["é", 2], ["<", 1]]
     assert tokens["logprobs"] == [-0.5, -1.0, -2.0] and tokens["versions"] == [3, 3, 4]
-    assert tokens["advantages"] == [1.5, 1.5, -1.5]
+    assert tokens["advantages"] == [1.5, None, -1.5] and tokens["entropies"] == [0.5, 1, 2]
+    assert tokens["differences"] == [None] * 3
     assert found["turns"][0]["context"] == "AB"
     assert [row["reward"] for row in found["siblings"]] == [1.0, 0.0]
 

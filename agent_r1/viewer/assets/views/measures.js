@@ -18,8 +18,8 @@ export const MEASURES = {
     value: (tokens, i) => tokens.entropies[i], scale: value => Math.min(1, value / 3),
   },
   difference: {
-    title: "engine minus trainer (nats)", needs: ["logprobs", "trainer_logprobs"], ends: ["trainer surer", "engine surer"], kind: "two",
-    value: (tokens, i) => tokens.trainer_logprobs[i] === null ? null : tokens.logprobs[i] - tokens.trainer_logprobs[i], scale: value => Math.max(-1, Math.min(1, value / 0.5)),
+    title: "engine minus trainer (nats)", needs: ["differences"], ends: ["trainer surer", "engine surer"], kind: "two",
+    value: (tokens, i) => tokens.differences[i], scale: value => Math.max(-1, Math.min(1, value / 0.5)),
   },
   version: {
     title: "version of the policy", needs: ["versions"], ends: ["older", "newest"], kind: "versions",

@@ -1,0 +1,113 @@
+"""``tokens.arrows``: what an update saw of every token that it trained on.
+
+An Arrow stream as ``trajectories.arrows`` is (:mod:`.arrows`), one row a trajectory. The lists
+have a number for each token that the model wrote, turn after turn, in half precision:
+
+    step         of the update
+    id           of the trajectory
+    advantages   NaN where a token was not trained on
+    differences  the engine's log-probability of the token minus the trainer's, in nats; NaN
+                 where the trainer's was not computed by the weights before the update
+    entropies    of the distribution it was drawn from, in nats, as the trainer computes it
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from agent_r1.errors import DataError
+from agent_r1.monitor.arrows import BATCH_ROWS, BatchFile, Message, list_array, messages
+
+TOKENS_FILE = "tokens.arrows"
+_NUMBERS = pa.list_(pa.float16())
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int32()),
+        ("id", pa.string()),
+        ("advantages", _NUMBERS),
+        ("differences", _NUMBERS),
+        ("entropies", _NUMBERS),
+    ],
+    metadata={"agent_r1.format": "1"},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One trajectory; each array has a number for every token that the model wrote."""
+
+    id: str
+    advantages: np.ndarray[Any, Any]
+    differences: np.ndarray[Any, Any]
+    entropies: np.ndarray[Any, Any]
+
+
+class TokenFile(BatchFile):
+    """That of a run, open for appending."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / TOKENS_FILE, SCHEMA)
+
+    def append(self, records: Sequence[tuple[int, TokenRecord]]) -> None:
+        """Write the records of one step: all of them, or none and ``OSError``."""
+        starts = range(0, len(records), BATCH_ROWS)
+        self.write(_batch(records[at : at + BATCH_ROWS]) for at in starts)
+
+
+def _batch(rows: Sequence[tuple[int, TokenRecord]]) -> pa.RecordBatch:
+    columns: dict[str, list[Any]] = {"step": [step for step, _ in rows]}
+    for field in fields(TokenRecord):
+        columns[field.name] = [getattr(record, field.name) for _, record in rows]
+    arrays = [list_array(columns[field.name], field.type) for field in SCHEMA]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+class TokenFinder:
+    """Finds the row of a trajectory in a file that grows. Safe to use from threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / TOKENS_FILE
+        self._lock = Lock()
+        self._messages: list[Message] = []
+
+    def find(self, trajectory: str, first: int, last: int) -> dict[str, list[float]] | None:
+        """The lists of a trajectory that was trained on between two steps; None: it was not."""
+        for anew in (False, True):  # a run that resumed may have cut the file and gone on since
+            with suppress(OSError, DataError, pa.ArrowInvalid, StopIteration):
+                lists = self._search(self._refreshed(anew), trajectory, first, last)
+                if lists is not None:
+                    return lists
+        return None
+
+    def _search(
+        self, found: Sequence[Message], trajectory: str, first: int, last: int
+    ) -> dict[str, list[float]] | None:
+        for at in range(bisect_left(found, first, key=lambda message: message.step), len(found)):
+            batch = found[at].read("step", "id")
+            if batch["step"][0].as_py() > last:
+                return None
+            ids = batch["id"].to_pylist()
+            if trajectory in ids:
+                return _lists(found[at].read(), ids.index(trajectory))
+        return None
+
+    def _refreshed(self, anew: bool) -> Sequence[Message]:
+        with self._lock:
+            known = [] if anew else self._messages
+            end = known[-1].end if known else 0
+            self._messages = [*known, *messages(self._path, end, SCHEMA)]
+            return self._messages
+
+
+def _lists(batch: pa.RecordBatch, row: int) -> dict[str, list[float]]:
+    names = [field.name for field in SCHEMA if field.type == _NUMBERS]
+    return {name: [float(n) for n in batch[name][row].values.to_numpy(False)] for name in names}
