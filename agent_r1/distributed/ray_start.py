@@ -32,6 +32,8 @@ _POLL_S: Final = 1.0
 _ORIGIN_S: Final = 3.0
 """After the first loss: the others may tell of their lost connection sooner than its cause."""
 _RESERVE_S: Final = 30.0
+_ANSWER_S: Final = 120.0
+"""Until an actor must have been made: its machine may be gone by then."""
 
 
 @contextmanager
@@ -97,7 +99,6 @@ class _Cluster:
 
     def run(self, command: Sequence[str], count: int) -> None:
         """Place and start everything, and return when all ranks are done."""
-        self._wait_for_room()
         groups = self._reserve()
         crew = _Crew(self._ray, self._say)
         services: list[Service] = []
@@ -119,36 +120,44 @@ class _Cluster:
             for group in filter(None, groups):
                 self._ray.util.remove_placement_group(group)
 
-    def _wait_for_room(self) -> None:
-        """Refuse at once what does not fit; after a loss wait for machines that come back."""
-        patience_s = 0.0 if self._first else self._config.ray.patience_s
+    def _reserve(self) -> tuple[Any, Any]:
+        """The placement group of the ranks, and that of engines where they are apart.
+
+        What does not fit is refused at once; after a loss machines may come back, and Ray may
+        still count those that are gone.
+        """
+        deadline = time.monotonic() + (0.0 if self._first else self._config.ray.patience_s)
         self._first = False
-        deadline = time.monotonic() + patience_s
-        while (found := fit(self._needs, nodes := living_nodes())).missing:
-            if time.monotonic() >= deadline:
+        while True:
+            found = fit(self._needs, nodes := living_nodes())
+            if not found.missing and (groups := self._reserved()):
+                return groups
+            if time.monotonic() < deadline:
+                time.sleep(1.0)
+            elif found.missing:
                 raise ClusterError(
                     f"the cluster is too small for this run:\n{shortage(found, nodes)}\nStart Ray "
                     "on more machines ('ray start --address=HEAD:6379'), or lower trainer.nnodes, "
                     "trainer.n_gpus_per_node or actor_rollout_ref.rollout.vllm.replicas"
                 )
-            time.sleep(1.0)
+            else:
+                raise ClusterError(
+                    f"the cluster is large enough, but others use it: {_RESERVE_S:g} s were not "
+                    "enough to reserve what the run needs. 'ray status' shows what is in use"
+                )
 
-    def _reserve(self) -> tuple[Any, Any]:
-        """The placement group of the ranks, and that of engines where they are apart."""
+    def _reserved(self) -> tuple[Any, Any] | None:
         util = self._ray.util
         ranks = util.placement_group(_bundles(self._needs.trainers), "STRICT_SPREAD")
         engines = None
         if self._needs.engines:
             engines = util.placement_group(_bundles(self._needs.engines), "PACK")
         groups = [group for group in (ranks, engines) if group is not None]
-        if not all(group.wait(_RESERVE_S) for group in groups):
-            for group in groups:
-                util.remove_placement_group(group)
-            raise ClusterError(
-                f"the cluster is large enough, but others use it: {_RESERVE_S:g} s were not "
-                "enough to reserve what the run needs. 'ray status' shows what is in use"
-            )
-        return ranks, engines
+        if all(group.wait(_RESERVE_S) for group in groups):
+            return ranks, engines
+        for group in groups:
+            util.remove_placement_group(group)
+        return None
 
     def _place_ranks(self, crew: _Crew, group: Any) -> list[tuple[str, ...]]:
         """Make the ranks' actors; rows of the table, one a rank."""
@@ -278,7 +287,7 @@ class _Crew:
 
     def _get(self, rank: int, reference: Any) -> Any:
         try:
-            return self._ray.get(reference)
+            return self._ray.get(reference, timeout=_ANSWER_S)
         except self._ray.exceptions.RayError as error:
             said = str(error).strip().splitlines()[0]
             how = f"was lost with its machine or supervisor ({said})"
