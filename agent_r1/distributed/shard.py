@@ -104,4 +104,10 @@ def whole_parameters(model: nn.Module, keep: bool) -> Iterator[tuple[str, Tensor
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             found = whole(parameter.detach())
-            yield name, (found if keep else found[:0])
+            # Where one rank has all of a weight, gathering gives the weight itself.
+            mine = isinstance(parameter, DTensor) and _same_memory(found, parameter.to_local())
+            yield name, (found[:0] if not keep else found.clone() if mine else found)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()

@@ -43,6 +43,26 @@ def compared(case, worker, folder):
     return apart, base, changed, sent(worker.weights, folder), sent(alone.weights, folder)
 
 
+def kept(case, worker):
+    """How far weights that were handed out moved in an update."""
+    handed = dict(worker.weights.parameters())
+    copies = {name: weight.clone() for name, weight in handed.items()}
+    cases.train(case, worker, 1)
+    moved = largest_difference(copies, dict(worker.weights.parameters()))
+    return largest_difference(copies, handed), moved
+
+
+def kept_on_ranks(ranks, case):
+    return cases.together(ranks, case, kept)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_was_handed_out_is_not_changed_by_later_updates(two, size, lora):
+    changed, moved = two.run(kept_on_ranks, Case(fsdp_size=size, lora=lora))[0]
+    assert changed == 0.0 and moved > 1e-4
+
+
 def on_ranks(ranks, case, folder):
     return cases.together(ranks, case, compared, folder)
 
