@@ -7,8 +7,8 @@ import torch
 
 from agent_r1.errors import ConfigError, DataError, ModelError, RolloutFailed
 from agent_r1.monitor.records import read_records
-from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
 from agent_r1.monitor.run import RunFolder
+from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
 from agent_r1.trainer.build import train
 from agent_r1.trainer.checkpoint import CheckpointStore, load_state, whole_state
 
