@@ -29,6 +29,11 @@ LORA = Case(lora=True)
 CASES = {"critic, untied": GAE, "tied": TIED, "adapters": LORA}
 
 
+def quick(*names):
+    """All cases, of which these run each time and the others with ``-m slow``."""
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+
+
 def whole(path):
     return whole_state(load_state(path), path)["worker"]
 
@@ -67,7 +72,7 @@ def assert_continues(saved, restored, tolerance):
     assert largest_difference(state["actor"]["module"], again["actor"]["module"]) > 1e-4
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick("critic, untied"))
 def test_one_process_continues_what_two_ranks_saved(two, tmp_path, name):
     case = CASES[name]
     saved = two.run(by_ranks, case, trained_and_saved, tmp_path / "two")[0]
@@ -75,7 +80,7 @@ def test_one_process_continues_what_two_ranks_saved(two, tmp_path, name):
     assert_continues(saved, found, 1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick("adapters"))
 def test_two_ranks_continue_what_one_process_saved(two, tmp_path, name):
     case = CASES[name]
     saved = trained_and_saved(case, cases.one_process(case), tmp_path / "one")
@@ -242,7 +247,7 @@ def exported(case, worker, folder):
     return path
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick("tied", "adapters"))
 def test_the_policy_of_a_sharded_checkpoint_is_a_model_folder(two, tmp_path, name):
     case = CASES[name]
     path = two.run(by_ranks, case, exported, tmp_path / "ranks")[0]
