@@ -40,6 +40,7 @@ ENVS: Registry[EnvClass] = Registry(
         "search_r1": "agent_r1.tool.envs.search:SearchR1Env",
         "agent": "agent_r1.tool.envs.agent:AgentEnv",
         "gymnasium": "agent_r1.tool.foreign.gymnasium:GymnasiumEnv",
+        "openenv": "agent_r1.tool.foreign.openenv:OpenEnvEnv",
         "textarena": "agent_r1.tool.foreign.textarena:TextArenaEnv",
     },
     check=_no_env,
