@@ -144,11 +144,12 @@ def test_a_client_survives_a_fork():
         assert client.run(HELLO).stdout == "hello"
         code = FORKED.format(url=url)
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+            [sys.executable, "-W", FORKS, "-c", code], capture_output=True, text=True, timeout=60
         )
     assert (done.stdout, done.stderr, done.returncode) == ("hello\nhello\nhello\n", "", 0)
 
 
+FORKS = "ignore:This process:DeprecationWarning"  # Python 3.12 warns of forks beside threads
 FORKED = """
 import os, sys
 from agent_r1.sandbox.base import RunRequest
