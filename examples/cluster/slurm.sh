@@ -17,7 +17,8 @@ shift
 bin=${AGENT_R1_BIN:-$SLURM_SUBMIT_DIR/.venv/bin}
 port=${AGENT_R1_RAY_PORT:-6379}
 gpus=${SLURM_GPUS_ON_NODE:?ask for GPUs: --gpus-per-node}
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${hosts[0]:?scontrol names no host of this job}
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut -d ' ' -f 1)
 
 # Workers of Ray have the lowest priority otherwise.
@@ -29,7 +30,7 @@ ray_on() { # NODES HOSTS WORDS…: Ray in the foreground, for as long as the job
 
 ray_on 1 "$head" --head --node-ip-address="$address" --port="$port"
 if ((SLURM_JOB_NUM_NODES > 1)); then
-    rest=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tail -n +2 | paste -sd , -)
+    rest=$(IFS=, && echo "${hosts[*]:1}")
     sleep "${AGENT_R1_HEAD_SECONDS:-20}" # until the head listens
     ray_on $((SLURM_JOB_NUM_NODES - 1)) "$rest" --address="$address:$port"
 fi
