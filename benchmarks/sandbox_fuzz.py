@@ -298,7 +298,7 @@ async def exchange(host: str, port: int, data: bytes, patience: float = ANSWER_S
                 await writer.drain()
                 while piece := await reader.read(1 << 16):
                     answer += piece
-                    if complete(answer) or data.startswith(b"HEAD "):
+                    if complete(answer) or data.lstrip().startswith(b"HEAD "):
                         break
     except ConnectionError:
         pass
