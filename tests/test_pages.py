@@ -18,6 +18,8 @@ PAGES = {
     "search.md": ("bm25s",),
     "rewards.md": (),
     "agents.md": ("openai", "smolagents"),
+    "foreign_environments.md": ("gymnasium", "textarena"),
+    "verifiers.md": ("verifiers",),
 }
 """Pages below ``docs/``, and the optional packages that each needs."""
 

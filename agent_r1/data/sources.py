@@ -36,6 +36,7 @@ GENERATORS: Registry[TaskGenerator] = Registry(
     builtin={
         "arithmetic": "agent_r1.recipes.arithmetic:tasks",
         "episodes": "agent_r1.data.episodes:episodes",
+        "verifiers": "agent_r1.tool.foreign.verifiers:tasks",
     },
     check=lambda entry: None if callable(entry) else f"{entry!r} is no function",
 )

@@ -23,10 +23,11 @@ from agent_r1.errors import (
     describe,
 )
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.context import ContextWriter, Tools, announced
+from agent_r1.rollout.context import ContextWriter, Tools
 from agent_r1.rollout.editing import ContextPolicy, History, Unit
 from agent_r1.rollout.engine import Engine, StreamingEngine
 from agent_r1.rollout.limits import LoopLimits, Sampling, derive_seed
+from agent_r1.rollout.opening import announced
 from agent_r1.rollout.stream import TextStream, Watcher
 from agent_r1.tool.base import CallContext, call_context
 from agent_r1.tool.protocol import (

@@ -15,6 +15,7 @@ from agent_r1.errors import MessageError, TemplateError
 from agent_r1.messages import read_messages
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.endpoint.messages import ChatRenderer, in_words
+from agent_r1.rollout.opening import opened, with_system
 from agent_r1.tool.protocol import Observation, Start
 from agent_r1.types import Message, Task
 
@@ -33,12 +34,12 @@ class ContextWriter:
         tools, prompt = start.tools, task.prompt
         if start.messages is None and not tools and not start.system and _is_plain(prompt):
             return self._codec.render(task)
-        prompt = _opened(prompt, start)
+        prompt = opened(prompt, start)
         if isinstance(prompt, str):
             words = [start.system, in_words(tools) if tools else "", prompt]
             text = "\n\n".join(filter(None, words))
             return self._codec.render(replace(task, prompt=text))
-        return self._rendered(_with_system(prompt, start.system), tools)
+        return self._rendered(with_system(prompt, start.system), tools)
 
     def replacement(self, context: Observation, tools: Tools) -> tuple[int, ...]:
         """Ids of a context that takes the place of the one before."""
@@ -80,41 +81,8 @@ class ContextWriter:
             raise TemplateError(str(error)) from error
 
 
-def announced(task: Task, start: Start = Start()) -> Start:  # noqa: B008  # frozen
-    """The opening with the task's own functions; one of the environment counts before them."""
-    if not task.tools:
-        return start
-    names = {tool.get("function", tool).get("name") for tool in start.tools}
-    own = tuple(tool for tool in task.tools if tool["function"]["name"] not in names)
-    return replace(start, tools=(*start.tools, *own))
-
-
 def _is_plain(prompt: tuple[Message, ...] | str) -> bool:
     """Whether the template is given nothing but roles and text."""
     return isinstance(prompt, str) or not any(
         message["role"] == "tool" or set(message) - {"role", "content"} for message in prompt
     )
-
-
-def _opened(prompt: tuple[Message, ...] | str, start: Start) -> tuple[Message, ...] | str:
-    """The prompt with what the environment says at first."""
-    said = start.messages
-    if said is None:
-        return prompt
-    if not isinstance(said, str):
-        return tuple(said)
-    if isinstance(prompt, str):
-        return prompt + said
-    if prompt and prompt[-1].get("role") == "user" and isinstance(prompt[-1]["content"], str):
-        joined = "\n\n".join(filter(None, (prompt[-1]["content"], said)))
-        return (*prompt[:-1], {**prompt[-1], "content": joined})
-    return (*prompt, {"role": "user", "content": said})
-
-
-def _with_system(prompt: tuple[Message, ...], system: str) -> tuple[Message, ...]:
-    if not system:
-        return prompt
-    if prompt and prompt[0].get("role") == "system":
-        joined = f"{prompt[0]['content']}\n\n{system}"
-        return ({"role": "system", "content": joined}, *prompt[1:])
-    return ({"role": "system", "content": system}, *prompt)

@@ -52,6 +52,7 @@ class OwnLoop:
         self._limits = limits
         self._model = model
         self._endpoint = Endpoint(model)
+        self._free_keys: list[str] = []
 
     async def run(
         self,
@@ -67,7 +68,7 @@ class OwnLoop:
         self._engine.release(name)  # it was announced with its group, and asks under other names
         await self._endpoint.start()
         session = Session(name, self._engine, self._codec, self._renderer, self._limits, sampling)
-        key = self._endpoint.open(session)
+        key = self._endpoint.open(session, self._free_keys.pop() if self._free_keys else None)
         result, error = AgentResult(), None
         try:
             async with asyncio.timeout(self._limits.timeout_s):
@@ -79,6 +80,8 @@ class OwnLoop:
             outcome, error = self._failed(failure)
         finally:
             self._endpoint.close_session(key)
+            if self._env.reuses_keys:
+                self._free_keys.append(key)
         outcome, error = _judged(session, outcome, error)
         trajectory = Trajectory(
             task=task,

@@ -42,6 +42,7 @@ ENVS: Registry[EnvClass] = Registry(
         "gymnasium": "agent_r1.tool.foreign.gymnasium:GymnasiumEnv",
         "openenv": "agent_r1.tool.foreign.openenv:OpenEnvEnv",
         "textarena": "agent_r1.tool.foreign.textarena:TextArenaEnv",
+        "verifiers": "agent_r1.tool.foreign.verifiers:VerifiersEnv",
     },
     check=_no_env,
 )

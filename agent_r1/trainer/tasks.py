@@ -13,7 +13,8 @@ from agent_r1.data.sources import load_configured, split_overlong
 from agent_r1.errors import DataError
 from agent_r1.registry import nearest
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.context import ContextWriter, announced
+from agent_r1.rollout.context import ContextWriter
+from agent_r1.rollout.opening import announced
 from agent_r1.types import Task
 
 _LOG = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ import pytest
 
 from agent_r1.errors import TemplateError
 from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.context import ContextWriter, announced
+from agent_r1.rollout.context import ContextWriter
+from agent_r1.rollout.opening import announced
 from agent_r1.testing import byte_tokenizer
 from agent_r1.tool import Start
 from agent_r1.types import Task

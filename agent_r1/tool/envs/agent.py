@@ -98,6 +98,10 @@ class AgentEnv(BaseToolEnv):
     command prints such a mapping as its last line, or just its output.
     """
 
+    reuses_keys = False
+    """Whether a key may name a later trajectory. Only for agents that have surely ended when
+    ``run`` returns or is cancelled: no late request may reach another's trajectory."""
+
     def __init__(
         self,
         tools: Sequence[BaseTool] = (),
