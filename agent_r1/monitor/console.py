@@ -28,6 +28,8 @@ _HISTORY = 48
 _MESSAGES = 3
 _SECONDS_PER_LINE = 1.0
 _LONGEST_PAUSE = 60.0
+_MANY_STEPS = 100
+_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +109,11 @@ class QuietDisplay:
 
 @dataclass(slots=True)
 class PlainDisplay:
-    """One line per step, with about how much time is left.
+    """One line of at most 120 columns per step, with about how much time is left.
 
-    Steps that take less than a second on average share lines: at most one a second and one
-    for each tenth of the run, at least one a minute, and one for each validation of a policy.
+    Steps of a run of more than 100, and those that take less than a second on average, share
+    lines: at most one a second and one for each tenth of the run, at least one a minute, and
+    one for each validation of a policy. A line leaves out its last metrics to fit.
     """
 
     console: Console
@@ -139,12 +142,13 @@ class PlainDisplay:
             for row in HEADLINES
             if row.short and (key := _present(row, metrics))
         ]
-        shown += [f"{_val_label(k)} {v:.3f}" for k, v in metrics.items() if k.startswith(_CORE)]
+        validated = [f"{_val_label(k)} {v:.3f}" for k, v in metrics.items() if k.startswith(_CORE)]
         of = f"/{self.total_steps}" if self.total_steps else ""
+        last = []
         if self.total_steps and self._seconds and step < self.total_steps:
             left = self._seconds / self._steps * (self.total_steps - step)
-            shown.append(f"about {_clock_time(left)} left")
-        self._line("  ".join([f"step {step}{of}", *shown]))
+            last = [f"about {_clock_time(left)} left"]
+        self._line(_fitting(f"step {step}{of}", shown, validated, last))
 
     def end(self) -> None:
         pass
@@ -164,7 +168,7 @@ class PlainDisplay:
     def _pause(self, step: int) -> float:
         """Seconds without a line that are due to end at ``step``."""
         quick = self._steps > 0 and self._seconds / self._steps < _SECONDS_PER_LINE
-        if not quick or not self.total_steps:
+        if not self.total_steps or not (quick or self.total_steps > _MANY_STEPS):
             return _SECONDS_PER_LINE
         tenth = step * 10 // self.total_steps != (step - 1) * 10 // self.total_steps
         return _SECONDS_PER_LINE if tenth else _LONGEST_PAUSE
@@ -295,6 +299,15 @@ def sparkline(values: Sequence[float] | deque[float]) -> str:
     if high == low:
         return _BLOCKS[3] * len(finite)
     return "".join(_BLOCKS[round((v - low) / (high - low) * 7)] for v in finite)
+
+
+def _fitting(step: str, shown: list[str], validated: list[str], last: list[str]) -> str:
+    """One line: metrics leave from the right where all do not fit, validation's after others."""
+    while True:
+        line = "  ".join([step, *shown, *validated, *last])
+        if len(line) <= _WIDTH or not (shown or validated):
+            return line
+        (shown or validated).pop()
 
 
 def _present(row: Headline, metrics: Mapping[str, float]) -> str | None:

@@ -203,6 +203,22 @@ class RunIndex:
         with self._lock:
             return [str(number) for number in self._ordered(query)]
 
+    def around(self, key: str, query: Query) -> tuple[str | None, str | None]:
+        """The keys before and after one in the order of :meth:`keys`; None where there is none.
+
+        Two Nones as well where ``key`` is not among what fits.
+        """
+        with self._lock:
+            found = self._ordered(query)
+        at = np.flatnonzero(found == int(key)) if key.isdecimal() else found[:0]
+        if not len(at):
+            return None, None
+        place = int(at[0])
+        return (
+            str(found[place - 1]) if place else None,
+            str(found[place + 1]) if place + 1 < len(found) else None,
+        )
+
     def row(self, key: str) -> Row:
         """Raises ``DataError`` if there is none of that key."""
         with self._lock:

@@ -117,15 +117,8 @@ class Api:
     def around(self, request: Request) -> Any:
         """The keys before and after one, in the order of a search."""
         asked = request.query_params
-        keys = self._run(request).index().keys(query_of(asked))
-        try:
-            at = keys.index(asked.get("key", ""))
-        except ValueError:
-            return {"before": None, "next": None}
-        return {
-            "before": keys[at - 1] if at else None,
-            "next": keys[at + 1] if at + 1 < len(keys) else None,
-        }
+        before, after = self._run(request).index().around(asked.get("key", ""), query_of(asked))
+        return {"before": before, "next": after}
 
     def steps(self, request: Request) -> Any:
         index = self._run(request).index()

@@ -93,9 +93,8 @@ def test_without_a_terminal_there_is_one_plain_line_per_step():
     display.end()
     assert file.getvalue().splitlines() == [
         "p · e → runs/x",
-        "step 1/60  success 50.0%  reward -0.250  calls a tool 100.0%  response tokens 42  "
-        "seconds per step 2.0  val gsm8k accuracy 0.750  val gsm8k reward mean@4 0.500  "
-        "about 1:58 left",  # 59 steps of 2 seconds
+        "step 1/60  success 50.0%  reward -0.250  val gsm8k accuracy 0.750  "
+        "val gsm8k reward mean@4 0.500  about 1:58 left",  # 59 steps of 2 seconds
         "step 2/60  train loss 0.5000  about 1:56 left",
     ]
 
@@ -113,7 +112,7 @@ def test_of_quick_steps_there_is_about_one_line_a_second():
 
 @pytest.mark.parametrize(
     ("seconds", "steps"),
-    [(0.4, [1, *range(20, 201, 20)]), (1.5, range(1, 201)), (0.004, [1, 200])],
+    [(0.4, [1, *range(20, 201, 20)]), (1.5, [1, *range(20, 201, 20)]), (0.004, [1, 200])],
 )
 def test_of_quick_steps_there_is_a_line_for_each_tenth_of_the_run(seconds, steps):
     file = io.StringIO()
@@ -123,6 +122,35 @@ def test_of_quick_steps_there_is_a_line_for_each_tenth_of_the_run(seconds, steps
         display.log({"timing_s/step": seconds, "val/loss": 0.5}, step)
     shown = [line.split("/")[0] for line in file.getvalue().splitlines()]
     assert shown == [f"step {step}" for step in steps]
+
+
+def test_a_long_line_leaves_out_its_last_metrics():
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    names = [f"val-core/a data set of many words {i}/accuracy/mean@1" for i in range(5)]
+    display.log(METRICS | dict.fromkeys(names, 0.5), 1)
+    (line,) = file.getvalue().splitlines()
+    assert len(line) <= 120 and "val gsm8k accuracy 0.750" in line and "words 4" not in line
+
+
+def test_a_line_keeps_all_that_fits_in_120_columns():
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    few = {name: value for name, value in METRICS.items() if not name.startswith("val-core/")}
+    display.log(few | {"actor/entropy": 0.5}, 1)
+    assert file.getvalue() == (
+        "step 1  success 50.0%  reward -0.250  calls a tool 100.0%  response tokens 42  "
+        "entropy 0.500  seconds per step 2.0\n"
+    )
+
+
+def test_of_a_run_of_a_few_slow_steps_each_has_a_line():
+    file = io.StringIO()
+    display = PlainDisplay(Console(file=file, width=40))
+    display.expect(40)
+    for step in range(1, 41):
+        display.log({"timing_s/step": 1.5}, step)
+    assert len(file.getvalue().splitlines()) == 40
 
 
 def test_of_a_long_run_of_quick_steps_there_is_a_line_a_minute():

@@ -1,5 +1,6 @@
 // What the server knows, as JSON. See agent_r1/viewer/api.py.
 import {createContext, useContext, useEffect, useState} from "./core.js";
+import {legible} from "./text.js";
 
 export async function get(name, params = {}) {
   const answer = await fetch("api/" + name + search(params));
@@ -56,6 +57,8 @@ export const Shared = createContext(null);
 export const useShared = () => useContext(Shared);
 
 const PULSE_MS = 2000;
+// Folders may be called anything.
+const told = run => ({...run, label: legible(run.label), group: legible(run.group)});
 
 // Asks for the runs' marks while the page is looked at, and for the runs when one has changed.
 export function useRuns() {
@@ -69,7 +72,7 @@ export function useRuns() {
         if (text !== pulse) {
           const {runs, differing} = await get("runs");
           pulse = text;
-          if (!over) setShared({runs, differing, pulse: marks, error: null});
+          if (!over) setShared({runs: runs.map(told), differing, pulse: marks, error: null});
         } else if (!over) {
           setShared(old => old.error ? {...old, error: null} : old);
         }

@@ -2,6 +2,7 @@
 import uPlot from "../vendor/uplot.js";
 import {html, useEffect, useRef, useState} from "./core.js";
 import {metric} from "./format.js";
+import {legible, named} from "./text.js";
 
 export const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
 export const colour = index => COLOURS[index % COLOURS.length];
@@ -107,7 +108,7 @@ export function Chart({name, title = name, lines, log = false, height = 170, syn
   const at = index ?? made.data[0].length - 1;
   const step = made.data[0][at];
   return html`<figure class="chart">
-    <figcaption><span class="name">${title}</span><span class="at">${step === undefined ? "" : "step " + step}</span></figcaption>
+    <figcaption><span class="name">${named(title)}</span><span class="at">${step === undefined ? "" : "step " + step}</span></figcaption>
     <div class="plot" ref=${place} role="img" aria-label=${described(title, lines)}></div>
     <ul class="legend">${made.shown.filter(({line}) => !line.faint).map(({line, at: column}) => html`
       <li><i class=${"swatch " + line.colour.slice(2)}></i><bdi>${line.label}</bdi>
@@ -126,5 +127,5 @@ function near(values, at) {
 function described(title, lines) {
   const last = lines.filter(line => !line.faint).map(line =>
     `${line.label}: ${metric(title, line.values.at(-1))} at step ${line.steps.at(-1)}`);
-  return `${title}. ${last.join("; ")}`;
+  return legible(`${title}. ${last.join("; ")}`);
 }

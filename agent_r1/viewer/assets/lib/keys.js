@@ -1,12 +1,12 @@
 // The keyboard: each view names its keys, and "?" lists them.
-import {useEffect} from "./core.js";
+import {useLayoutEffect} from "./core.js";
 
 const layers = [];
 let prefix = "";
 
 // `keys` is {key: [what it does, function]}; "g r" is one key after another.
 export function useKeys(keys) {
-  useEffect(() => {
+  useLayoutEffect(() => { // at once: the next key may come before the next frame
     layers.push(keys);
     return () => { layers.splice(layers.indexOf(keys), 1); };
   });

@@ -2,6 +2,7 @@
 import {html} from "./core.js";
 import {number} from "./format.js";
 import {link} from "./route.js";
+import {named} from "./text.js";
 
 export function Reward({value, none = "not scored"}) {
   const kind = value === null || value === undefined ? "none" : value > 0 ? "good" : "bad";
@@ -13,7 +14,7 @@ export function State({state}) {
 }
 
 export function Problem({error}) {
-  return error ? html`<p class="problem" role="alert">${error}</p>` : null;
+  return error ? html`<p class="problem" role="alert">${named(error)}</p>` : null;
 }
 
 export function Empty({children}) {
@@ -24,5 +25,5 @@ export const trajectoryLink = (run, key, query = {}) => link(["run", run, "traje
 
 export function Facts({facts}) {
   return html`<dl class="facts">${facts.filter(([, value]) => value !== null && value !== undefined && value !== "")
-    .map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
+    .map(([name, value]) => html`<div><dt>${named(name)}</dt><dd>${value}</dd></div>`)}</dl>`;
 }

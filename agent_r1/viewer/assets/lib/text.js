@@ -15,6 +15,9 @@ function spelled(character) {
   return "U+" + code.toString(16).toUpperCase().padStart(4, "0");
 }
 
+// The same where there is room for letters alone: in options, titles and labels.
+export const legible = text => text.replace(SPECIAL, spelled);
+
 // The text as strings and marked special characters.
 export function named(text) {
   const parts = [];

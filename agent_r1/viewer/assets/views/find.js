@@ -6,7 +6,7 @@ import {useKeys} from "../lib/keys.js";
 import {Empty, Problem, Reward, trajectoryLink} from "../lib/parts.js";
 import {go, link} from "../lib/route.js";
 import {useStored} from "../lib/store.js";
-import {Line} from "../lib/text.js";
+import {Line, legible} from "../lib/text.js";
 
 const PAGE = 50;
 const OUTCOMES = ["finished", "turn_limit", "length", "context", "timeout", "tool_error", "engine_error"];
@@ -68,7 +68,7 @@ function Filters({query, set, counts}) {
     return () => clearTimeout(timer);
   }, [text]);
   const select = (name, title, choices) => html`<label>${title}<select value=${query[name] || ""} onChange=${e => set({[name]: e.target.value})}>
-    <option value="">any</option>${choices.map(each => [each].flat()).map(([value, shown = value]) => html`<option value=${value}>${shown}</option>`)}</select></label>`;
+    <option value="">any</option>${choices.map(each => [each].flat()).map(([value, shown = value]) => html`<option value=${value}>${legible(shown.slice(0, 60))}</option>`)}</select></label>`;
   const named = kind => Object.entries(counts?.[kind] || {}).map(([name]) => name);
   return html`<form class="filters" role="search" onSubmit=${e => e.preventDefault()}>
     <label class="text">Text<input id="find-text" type="search" value=${text} placeholder="words of the prompt, the model, a tool or an error" onInput=${e => setText(e.target.value)} /></label>

@@ -4,6 +4,7 @@ import {useData, useShared} from "../lib/api.js";
 import {setting} from "../lib/format.js";
 import {Empty, Facts, Problem} from "../lib/parts.js";
 import {go} from "../lib/route.js";
+import {named} from "../lib/text.js";
 
 export function Settings({route, run}) {
   const {runs} = useShared();
@@ -28,7 +29,7 @@ export function Settings({route, run}) {
     </div>
     ${mine.data && !shown.length && html`<${Empty}>${b && !text ? "The settings of the two runs are the same." : "No setting fits."}<//>`}
     ${shown.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Settings"><table class="settings"><thead><tr><th scope="col">Setting</th><th scope="col"><bdi>${run.label}</bdi></th>${b && html`<th scope="col"><bdi>${other.label}</bdi></th>`}</tr></thead>
-      <tbody>${shown.map(name => html`<tr class=${differ(name) ? "differs" : ""}><th scope="row">${name}</th><td>${setting(a[name])}</td>${b && html`<td>${setting(b[name])}</td>`}</tr>`)}</tbody></table></div>`}
+      <tbody>${shown.map(name => html`<tr class=${differ(name) ? "differs" : ""}><th scope="row">${name}</th><td>${named(setting(a[name]))}</td>${b && html`<td>${named(setting(b[name]))}</td>`}</tr>`)}</tbody></table></div>`}
   </section>`;
 }
 
@@ -40,7 +41,7 @@ function Origin({record}) {
     ["begun", record.created], ["version", record.agent_r1], ["revision", record.git?.revision?.slice(0, 10)],
     ["Python", record.python], ["torch", record.packages?.torch], ["processor", hardware.cpu], ["cores", hardware.cpu_cores],
     ["memory", hardware.memory_bytes && Math.round(hardware.memory_bytes / 2 ** 30) + " GiB"], ["GPUs", hardware.gpus?.join(", ")],
-    ["sittings", sittings.length || null], ["command", record.command?.join(" ")],
+    ["sittings", sittings.length || null], ["command", record.command && named(record.command.join(" "))],
   ]} />
   ${changes.length > 0 && html`<h2>Changed while it ran</h2><ul>${changes.map(([step, key, before, after]) =>
     html`<li>after step ${step}: <code>${key}</code> from ${setting(before)} to ${setting(after)}</li>`)}</ul>`}`;

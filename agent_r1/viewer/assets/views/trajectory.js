@@ -6,7 +6,7 @@ import {useKeys} from "../lib/keys.js";
 import {Empty, Facts, Problem, Reward} from "../lib/parts.js";
 import {go, link} from "../lib/route.js";
 import {useStored} from "../lib/store.js";
-import {Text} from "../lib/text.js";
+import {Line, Text, named} from "../lib/text.js";
 import {Legend, MEASURES, available} from "./measures.js";
 import {Siblings} from "./siblings.js";
 import {Timeline} from "./timeline.js";
@@ -37,7 +37,7 @@ export function Trajectory({route, run}) {
   if (key === undefined) return html`<${Empty}>Choose a trajectory under Step or Find.<//>`;
   if (!data) return html`<${Problem} error=${error} />`;
   return html`<article class=${"trajectory" + (fresh ? "" : " old")}><header class="tools head">
-      <h1><a href=${link(["run", run.key, "step"], {step: data.step, split: data.split})}>Step ${data.step}</a> · <bdi>${data.task.id}</bdi> · ${data.sibling}</h1>
+      <h1><a href=${link(["run", run.key, "step"], {step: data.step, split: data.split})}>Step ${data.step}</a> · <${Line} text=${data.task.id} /> · ${data.sibling}</h1>
       <${Reward} value=${data.reward?.value} /><span class=${data.outcome === "finished" ? "" : "cut"}>${data.outcome}</span>
       <span class="grow"></span>
       <a href=${link(["run", run.key, "find"], found(route.query))}>All found</a>
@@ -84,13 +84,15 @@ function useAround(run, query) {
   return around;
 }
 
+const said = text => html`<bdi>${named(text.slice(0, 400))}</bdi>`;
+
 function RewardParts({data}) {
   const parts = Object.entries(data.reward?.parts || {}).map(([name, value]) => [name, number(value)]);
   const extra = Object.entries(data.task.extra).filter(([, value]) => value.length < 200);
   return html`<${Facts} facts=${[
-    ...parts, ["right answer", data.task.answer && html`<bdi>${data.task.answer.slice(0, 400)}</bdi>`], ["source", html`<bdi>${data.task.source}</bdi>`],
+    ...parts, ["right answer", data.task.answer && said(data.task.answer)], ["source", said(data.task.source)],
     ["seconds", duration(data.seconds)], ["turns", data.turns.length], ["model's tokens", number(data.turns.reduce((sum, turn) => sum + turn.length, 0))],
-    ["state", data.state && html`<bdi>${data.state.slice(0, 400)}</bdi>`], ...extra.map(([name, value]) => [name, html`<bdi>${value}</bdi>`]),
+    ["state", data.state && said(data.state)], ...extra.map(([name, value]) => [name, said(value)]),
   ]} />`;
 }
 
@@ -99,7 +101,7 @@ function Prompt({data, tokens}) {
   if (tokens && first?.context) {
     return html`<section class="said prompt"><h2 class="label">context <span>${plural(first.context_length, "token")}, masked</span></h2><${Text} text=${first.context} class="text masked" /></section>`;
   }
-  return html`${data.prompt.map(({role, text}) => html`<section class="said prompt"><h2 class="label">${role}</h2><${Text} text=${text} most=${4000} /></section>`)}
+  return html`${data.prompt.map(({role, text}) => html`<section class="said prompt"><h2 class="label"><bdi>${named(role)}</bdi></h2><${Text} text=${text} most=${4000} /></section>`)}
     ${data.opening && html`<section class="said prompt"><h2 class="label">the environment's opening</h2><${Text} text=${data.opening} most=${4000} /></section>`}`;
 }
 
