@@ -25,6 +25,7 @@ from agent_r1.cli.base import (
     configured,
     from_run,
     from_server,
+    in_environment,
     load,
     newest_checkpoint,
     policy_folder,
@@ -186,6 +187,7 @@ agent-r1 chat --checkpoint ./model tool.env=retool -m 'What is 17 * 23?'
 @from_server
 @configured
 @click.option("--message", "-m", help="Ask this one thing and stop.")
+@in_environment
 def chat(
     run: Path | None,
     checkpoint: Path | None,
@@ -193,15 +195,19 @@ def chat(
     file: Path | None,
     overrides: Sequence[str],
     message: str | None,
+    env: str | None,
 ) -> None:
-    """Talk to a policy in the environment of its training."""
+    """Talk to a policy in the environment of its training.
+
+    Where it was trained in several, in the first of them unless --env names another.
+    """
     config = _load_policy(run, checkpoint, file, [*server, *overrides])
     from agent_r1.config import require
 
     require(config, **_policy_of(config))
     from agent_r1.trainer.chat import chat as run_chat
 
-    run_chat(config, message=message)
+    run_chat(config, message=message, env=env)
 
 
 cli.add_command(serve_policy)

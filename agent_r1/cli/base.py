@@ -68,6 +68,14 @@ def configured(command: Command) -> Command:
     return file(overrides(command))
 
 
+def in_environment(command: Command) -> Command:
+    """Add ``--env NAME``; the command receives ``env``, None where it was not given."""
+    option = click.option(
+        "--env", metavar="NAME", help="Which entry of envs, where the run has several environments."
+    )
+    return option(command)
+
+
 def from_run(command: Command) -> Command:
     """Add ``--run FOLDER`` and ``--checkpoint``: a finished or running run to take things from."""
     run = click.option(

@@ -13,6 +13,7 @@ from agent_r1.cli.base import Command, OrderedGroup, configured, load, say
 from agent_r1.cli.traces import traces
 
 if TYPE_CHECKING:
+    from agent_r1.config.schema import Config
     from agent_r1.data.prepare import Prepared
     from agent_r1.data.prepare.qa import QaPrepared
 
@@ -238,14 +239,14 @@ agent-r1 data show --config run.yaml --split val -n 10
 @of_a_split
 @click.option("--count", "-n", default=3, show_default=True, help="Tasks to show.")
 def show(file: Path | None, overrides: Sequence[str], split: str, count: int) -> None:
-    """Show the tasks that a configuration reads, and the rows that are none."""
-    from agent_r1.config import Config, require
+    """Show the tasks that a configuration reads, and the rows that are none.
 
-    config = load(Config, file, overrides)
-    require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
+    With envs, those of each environment.
+    """
+    config = _with_tasks(file, overrides, split)
     from agent_r1.data.show import describe_tasks
 
-    for line in describe_tasks(config.data, split, config.trainer.seed, count):
+    for line in describe_tasks(config, split, count):
         click.echo(line)
 
 
@@ -259,16 +260,24 @@ agent-r1 data check data.train_files=train.parquet reward.name=retool
 def check(file: Path | None, overrides: Sequence[str], split: str) -> None:
     r"""Grade every reference answer, written as \boxed{}, with the configured reward.
 
-    A task whose own answer is not graded as right can never be solved.
+    A task whose own answer is not graded as right can never be solved. With envs, each
+    environment's answers are graded by its own reward.
     """
+    config = _with_tasks(file, overrides, split)
+    from agent_r1.data.check import check_answers
+
+    for line in check_answers(config, split):
+        click.echo(line)
+
+
+def _with_tasks(file: Path | None, overrides: Sequence[str], split: str) -> Config:
+    """The configuration, which says where tasks come from: itself, or an entry of ``envs``."""
     from agent_r1.config import Config, require
 
     config = load(Config, file, overrides)
-    require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
-    from agent_r1.data.check import check_answers
-
-    for line in check_answers(config.data, config.reward, split, config.trainer.seed):
-        click.echo(line)
+    if not config.envs:
+        require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
+    return config
 
 
 data.add_command(traces)

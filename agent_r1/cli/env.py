@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -87,17 +87,18 @@ def check(
 ) -> None:
     """Step an environment through odd texts, threads, cancellation and repeats.
 
-    Tools are really called. Exit code 1 if it breaks its contract.
+    NAME is a registered environment, a path, or an entry of envs in the configuration. Tools
+    are really called. Exit code 1 if it breaks its contract.
     """
-    config = _config(name, file, overrides)
+    chosen = _environment(name, file, overrides)
     from agent_r1.testing.check_env import check_tool_env
     from agent_r1.testing.check_environment import check_environment
     from agent_r1.tool.base import BaseToolEnv
     from agent_r1.tool.protocol import environments_of
     from agent_r1.trainer.environments import open_environment
 
-    given = _tasks(config, tasks)
-    with open_environment(config.tool, config.sandbox) as opened:
+    given = chosen.tasks(tasks)
+    with open_environment(chosen.config.tool, chosen.config.sandbox) as opened:
         if isinstance(opened, BaseToolEnv):
             first = given[0] if given else None
             check_tool_env(opened, texts, task=first, timeout_s=timeout)
@@ -123,43 +124,70 @@ def play(
 ) -> None:
     """Be the model: see what it would see, write what it would write, get its reward.
 
+    NAME is a registered environment, a path, or an entry of envs in the configuration, which is
+    played with its own tasks, tools, limits and reward.
+
     With actor_rollout_ref.model.path everything is shown as that model's template writes it,
     and counted in its tokens; without it in bytes. A line that ends in a backslash goes on in
     the next one.
     """
-    config = _config(name, file, overrides)
+    chosen = _environment(name, file, overrides)
     from agent_r1.data.traces import append_trace
     from agent_r1.trainer.environments import open_environment
     from agent_r1.trainer.play import as_trace
     from agent_r1.trainer.play import play as play_episode
     from agent_r1.types import Task
 
-    tasks = _tasks(config, number + 1)
-    if config.data.train_files and number >= len(tasks):
-        raise ConfigError(f"data.train_files has {len(tasks)} tasks; --task counts from 0")
-    task = tasks[number] if tasks else Task("play", prompt)
-    with open_environment(config.tool, config.sandbox) as opened:
-        trajectory = play_episode(config, opened, task)
+    tasks = chosen.tasks(number + 1)
+    if tasks and number >= len(tasks):
+        raise ConfigError(f"there are {len(tasks)} training tasks; --task counts from 0")
+    task = tasks[number] if tasks else Task("play", prompt, env=chosen.name)
+    with open_environment(chosen.config.tool, chosen.config.sandbox) as opened:
+        trajectory = play_episode(chosen.config, opened, task)
     if save is not None:
         append_trace(save, as_trace(trajectory))
         click.echo(f"trace added to {save}")
 
 
-def _config(name: str, file: Path | None, overrides: Sequence[str]) -> Config:
+def _environment(name: str, file: Path | None, overrides: Sequence[str]) -> _Chosen:
+    """The entry of ``envs`` that is called so, else the registered environment."""
     from agent_r1.config import Config
+    from agent_r1.config.environments import environment_named
     from agent_r1.tool.registry import ENVS
 
-    ENVS.get(name)  # a name that is none is told before anything else
-    return load(Config, file, [*overrides, f"tool.env={name}"])
+    config = load(Config, file, [*overrides, f"tool.env={name}"])
+    if name in config.envs:
+        config = load(Config, file, overrides)
+        return _Chosen(environment_named(config, name).config, name, config)
+    try:
+        ENVS.get(name)
+    except AgentR1Error as error:
+        if not config.envs:
+            raise
+        raise ConfigError(
+            f"{name} is no entry of envs, which has {', '.join(config.envs)}, and: {error}"
+        ) from error
+    config = config.model_copy(update={"envs": {}})
+    return _Chosen(config, "", config)
 
 
-def _tasks(config: Config, count: int) -> Sequence[Task]:
-    from agent_r1.data.sources import load_configured
+class _Chosen(NamedTuple):
+    """An environment: its configuration, its name in ``run``, and the configuration of the run."""
 
-    if not config.data.train_files:
-        return ()
-    loaded = load_configured(config.data, "train", config.trainer.seed, max_samples=count)
-    return loaded.tasks[:count]
+    config: Config
+    name: str
+    run: Config
+
+    def tasks(self, count: int) -> Sequence[Task]:
+        """The first ``count`` of its training tasks; none where none are configured."""
+        from agent_r1.config.environments import environment_configs
+        from agent_r1.data.split import look
+
+        entries = [each.config for each in environment_configs(self.run)]
+        if not any(each.data.train_files for each in (self.run, *entries)):
+            return ()
+        found, _ = look(self.run, "train", at_most=count)
+        return found.get(self.name, ())[:count]
 
 
 def _first_line(found: type) -> str:

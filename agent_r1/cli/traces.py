@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent_r1.cli.base import Command, OrderedGroup, configured, load
+from agent_r1.cli.base import Command, OrderedGroup, configured, in_environment, load
 from agent_r1.errors import ConfigError
+
+if TYPE_CHECKING:
+    from agent_r1.config.schema import Config
 
 
 @click.group(
@@ -54,7 +57,7 @@ def from_annotations(command: Command) -> Command:
         ),
     ):
         command = option(command)
-    return configured(command)
+    return in_environment(configured(command))
 
 
 @traces.command(
@@ -94,20 +97,20 @@ def _play(
     prompt: str,
     system: str | None,
     limit: int | None,
+    env: str | None,
     file: Path | None,
     overrides: Sequence[str],
 ) -> None:
-    from agent_r1.config import Config
     from agent_r1.data.cold_start.make import make_traces, rejected_file
     from agent_r1.trainer.environments import open_tool_environment
 
-    config = load(Config, file, overrides)
-    with open_tool_environment(config.tool, config.sandbox) as env, _counter("played") as advance:
+    config = _environment(env, file, overrides)
+    with open_tool_environment(config.tool, config.sandbox) as tools, _counter("played") as advance:
         played = asyncio.run(
             make_traces(
                 name,
                 files,
-                env,
+                tools,
                 out,
                 prompt=prompt,
                 system=system,
@@ -141,8 +144,14 @@ agent-r1 sft model.path=./model data.train_files=own.jsonl
 )
 @click.option("--without-tool", is_flag=True, help="Keep those that called no tool, too.")
 @click.option("--no-failed-calls", is_flag=True, help="Leave out those in which a call failed.")
+@in_environment
 def harvest(
-    files: tuple[Path, ...], out: Path, per_task: int, without_tool: bool, no_failed_calls: bool
+    files: tuple[Path, ...],
+    out: Path,
+    per_task: int,
+    without_tool: bool,
+    no_failed_calls: bool,
+    env: str | None,
 ) -> None:
     """Rejection sampling: the right ones of a policy's own trajectories.
 
@@ -158,7 +167,7 @@ def harvest(
 
     if out.exists():
         raise DataError(f"{out} exists already; name another file or remove it")
-    choice = Choice(per_task, not without_tool, not no_failed_calls)
+    choice = Choice(per_task, not without_tool, not no_failed_calls, env)
     found = run_harvest(chain.from_iterable(load_trajectories(file) for file in files), choice)
     if not found.traces:
         raise DataError(f"no trajectory is worth learning from: {found.counts}")
@@ -216,23 +225,41 @@ agent-r1 data traces rerun traces.jsonl --out fresh.jsonl --stale drop tool.env=
     show_default=True,
     help="What becomes of a trace whose outputs are not those of today.",
 )
+@in_environment
 @configured
-def rerun(source: Path, out: Path, stale: Any, file: Path | None, overrides: Sequence[str]) -> None:
+def rerun(
+    source: Path,
+    out: Path,
+    stale: Any,
+    env: str | None,
+    file: Path | None,
+    overrides: Sequence[str],
+) -> None:
     """Execute the calls of traces again; correct or drop those whose outputs changed."""
-    from agent_r1.config import Config
     from agent_r1.data.traces import read_traces, write_traces
     from agent_r1.trainer.environments import open_tool_environment
     from agent_r1.trainer.sft_inspect import run_again
 
-    config = load(Config, file, overrides)
+    config = _environment(env, file, overrides)
     if out.exists():
         raise ConfigError(f"{out} exists already; name another file or remove it")
-    with open_tool_environment(config.tool, config.sandbox) as env, _counter("executed") as advance:
-        result = run_again(read_traces(source), env, stale=stale, on_finished=advance)
+    with (
+        open_tool_environment(config.tool, config.sandbox) as tools,
+        _counter("executed") as advance,
+    ):
+        result = run_again(read_traces(source), tools, stale=stale, on_finished=advance)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_traces(out, result.traces)
     click.echo(f"wrote {len(result.traces):,} of {result.counts.total():,} traces to {out}")
     _show_counts("traces", result.counts)
+
+
+def _environment(name: str | None, file: Path | None, overrides: Sequence[str]) -> Config:
+    """The configuration, or that of the chosen entry of ``envs``."""
+    from agent_r1.config import Config
+    from agent_r1.config.environments import environment_named
+
+    return environment_named(load(Config, file, overrides), name).config
 
 
 def _show_counts(title: str, counts: Mapping[str, int]) -> None:

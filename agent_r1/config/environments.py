@@ -12,6 +12,8 @@ from agent_r1.config.checks import problems_of
 from agent_r1.config.keys import leaf_above
 from agent_r1.config.reading import Reading, Source, flat, raise_all, shown
 from agent_r1.config.schema import Config
+from agent_r1.errors import ConfigError
+from agent_r1.registry import nearest
 
 OWN = ("tool.", "reward.", "data.")
 """What an entry may set otherwise than the run."""
@@ -57,6 +59,28 @@ def environment_configs(config: Config) -> tuple[EnvironmentConfig, ...]:
     found, problems = read_environments(config)
     raise_all(problems)
     return found
+
+
+def environment_named(config: Config, name: str | None) -> EnvironmentConfig:
+    """The entry ``name`` of ``envs``; without a name that of a run with one.
+
+    Raises:
+        ConfigError: there is no such entry, or several and no name; or as
+            :func:`environment_configs`.
+    """
+    envs = environment_configs(config)
+    known = [each.name for each in envs]
+    if name is None:
+        if len(envs) == 1:
+            return envs[0]
+        raise ConfigError(
+            f"envs has {', '.join(known)}, and this works in one of them; choose it with --env NAME"
+        )
+    if not config.envs:
+        raise ConfigError(f"--env {name}: this configuration has no envs; leave --env out")
+    if name not in known:
+        raise ConfigError(f"envs has no {name!r}{nearest(name, known)}; it has {', '.join(known)}")
+    return envs[known.index(name)]
 
 
 def read_environments(config: Config) -> tuple[tuple[EnvironmentConfig, ...], list[str]]:

@@ -5,34 +5,36 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from agent_r1.config.task import DataConfig
-from agent_r1.data.sources import load_configured
+from agent_r1.config.schema import Config
+from agent_r1.data.split import look
 from agent_r1.messages import in_words
 from agent_r1.types import Task
 
 _BAD_ROWS_SHOWN = 20
 
 
-def describe_tasks(config: DataConfig, split: str, seed: int, count: int) -> Iterator[str]:
+def describe_tasks(config: Config, split: str, count: int) -> Iterator[str]:
     """Lines about a split: how many tasks of which source, the first ones, the bad rows.
 
+    In a run with several environments, each of them with its own.
+
     Raises:
-        DataError: a source cannot be read or gives no task at all.
+        DataError: a source cannot be read or gives no task at all; a task names no environment
+            of the run.
         RegistryError: there is no such generator.
     """
-    files = config.train_files if split == "train" else config.val_files
-    endless = any(file.startswith("generator:") for file in files)
-    loaded = load_configured(config, split, seed, max_samples=max(count, 1) if endless else None)
-    sources = Counter(task.data_source for task in loaded.tasks)
-    yield f"{len(loaded.tasks)} {split} tasks: " + ", ".join(
-        f"{number} {source}" for source, number in sources.most_common()
-    )
-    for task in loaded.tasks[:count]:
-        yield from _describe(task)
-    if loaded.bad:
-        yield f"\n{len(loaded.bad)} rows are no tasks:"
-        yield from (f"  {row}" for row in loaded.bad[:_BAD_ROWS_SHOWN])
-        if len(loaded.bad) > _BAD_ROWS_SHOWN:
+    found, bad = look(config, split, at_most=max(count, 1))
+    for position, (env, tasks) in enumerate(found.items()):
+        sources = Counter(task.data_source for task in tasks).most_common()
+        told = ", ".join(f"{number} {source}" for source, number in sources)
+        where = ("\n" if position else "") + (f"{env}: " if env else "")
+        yield f"{where}{len(tasks)} {split} tasks: {told}"
+        for task in tasks[:count]:
+            yield from _describe(task)
+    if bad:
+        yield f"\n{len(bad)} rows are no tasks:"
+        yield from (f"  {row}" for row in bad[:_BAD_ROWS_SHOWN])
+        if len(bad) > _BAD_ROWS_SHOWN:
             yield "  ..."
 
 

@@ -24,6 +24,7 @@ def chat(
     config: Config,
     message: str | None = None,
     *,
+    env: str | None = None,
     console: Console | None = None,
     read: Callable[[], str] | None = None,
 ) -> None:
@@ -31,12 +32,13 @@ def chat(
 
     What the model writes is shown token by token, and what the tools answer when they do.
     ``/new`` forgets the conversation so far. Ctrl-C during an answer ends the answer, which
-    then was never asked for; at the prompt it ends the conversation.
+    then was never asked for; at the prompt it ends the conversation. ``env`` chooses one of a
+    run's environments, otherwise it is the first.
     """
     console = console or Console()
     read = read or (lambda: console.input("[bold]you[/bold]  "))
     with asyncio.Runner() as runner, ExitStack() as stack:
-        session = _prepare(config, stack, runner, console)
+        session = _prepare(config, env, stack, runner, console)
         if message is not None:
             runner.run(session.ask(message))
             return
@@ -59,19 +61,24 @@ def _next_line(read: Callable[[], str]) -> str | None:
     return None if line in ("/quit", "/exit") else line
 
 
-def _prepare(config: Config, stack: ExitStack, runner: asyncio.Runner, console: Console) -> Session:
-    first, *others = stack.enter_context(open_environments(config))
-    if others:
-        console.print(f"[dim]in the environment {first.name}, the first of envs[/dim]")
-    policy = open_policy(config, [first.env])
+def _prepare(
+    config: Config, env: str | None, stack: ExitStack, runner: asyncio.Runner, console: Console
+) -> Session:
+    known = list(config.envs)
+    name = env if env is not None else next(iter(known), None)
+    (opened,) = stack.enter_context(open_environments(config, only=name))
+    if len(known) > 1:
+        others = ", ".join(each for each in known if each != name)
+        console.print(f"[dim]in the environment {name}; --env chooses another ({others})[/dim]")
+    policy = open_policy(config, [opened.env])
     engine = policy.build_engine()
     stack.callback(lambda: runner.run(engine.close()))
-    loop = build_loop([first], engine, policy.codec)
+    loop = build_loop([opened], engine, policy.codec)
     stack.callback(lambda: runner.run(loop.close()))
     val = config.actor_rollout_ref.rollout.val_kwargs
     sampling = replace(build.train_sampling(config), temperature=val.temperature, top_p=val.top_p)
     speaks_chat = getattr(policy.codec.tokenizer, "chat_template", None) is not None
-    return Session(loop, engine, sampling, console, speaks_chat, first.name)
+    return Session(loop, engine, sampling, console, speaks_chat, opened.name)
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from agent_r1.algorithms.shaping import overlong_penalty
-from agent_r1.config.environments import EnvironmentConfig, environment_configs
+from agent_r1.config.environments import EnvironmentConfig, environment_configs, environment_named
 from agent_r1.config.schema import Config, RewardConfig, SandboxConfig, ToolConfig
 from agent_r1.errors import ConfigError
 from agent_r1.reward.grader import Grader
@@ -50,8 +50,12 @@ class OpenedEnvironment:
 
 
 @contextmanager
-def open_environments(config: Config) -> Iterator[tuple[OpenedEnvironment, ...]]:
+def open_environments(
+    config: Config, *, only: str | None = None
+) -> Iterator[tuple[OpenedEnvironment, ...]]:
     """All environments of a run, each with its reward; one sandbox serves them all.
+
+    ``only`` opens the entry of this name and no other.
 
     Raises:
         AgentR1Error: one of them cannot be made; in a run with several the message says which.
@@ -59,7 +63,8 @@ def open_environments(config: Config) -> Iterator[tuple[OpenedEnvironment, ...]]
     with ExitStack() as stack:
         executor = stack.enter_context(SharedExecutor(config.sandbox))
         opened = []
-        for settings in environment_configs(config):
+        chosen = environment_configs(config) if only is None else [environment_named(config, only)]
+        for settings in chosen:
             own = settings.config
             grader = stack.enter_context(open_grader(own.reward))
             env = stack.enter_context(open_environment(own.tool, own.sandbox, executor))

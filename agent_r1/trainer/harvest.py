@@ -28,6 +28,8 @@ class Choice:
     """Only those that called a tool."""
     allow_failed_calls: bool = True
     """Also those in which a call failed before the last one worked."""
+    env: str | None = None
+    """Only those of this environment of a run with several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,9 @@ def harvest(trajectories: Iterable[Trajectory], choice: Choice) -> Harvest:
     tasks: set[str] = set()
     traces: list[Trace] = []
     for trajectory in trajectories:
+        if choice.env is not None and trajectory.task.env != choice.env:
+            counts["of another environment"] += 1
+            continue
         key = trajectory.task.id
         tasks.add(key)
         reason = _objection(trajectory, choice) or _repetition(trajectory, texts[key], choice)

@@ -71,7 +71,8 @@ def test_bad_rows_stop_a_run_or_are_named(tmp_path, caplog):
 def test_answers_that_no_model_can_give_are_found(tmp_path):
     rows = [{"q": "?", "a": a} for a in ("7", 8, ["9", "nine"], "}{", {"x": 1}, r"\\frac{1}{2}")]
     data = section(tmp_path, rows, prompt_key="q", answer_key="a")
-    first, *others = check_answers(data, RewardConfig(name="exact_match"), "train", 0)
+    config = Config(data=data, reward=RewardConfig(name="exact_match"))
+    first, *others = check_answers(config, "train")
     assert first == "4 of 6 reference answers are graded as right by 'exact_match'"
     assert [line.split(":")[1] for line in others] == ["4", "5"]
     assert "point data.answer_key at one of them" in others[1]

@@ -53,3 +53,10 @@ def test_recovered_errors_and_direct_answers_are_a_choice():
     assert len(harvest([recovered, direct], Choice()).traces) == 1
     assert not harvest([recovered], Choice(allow_failed_calls=False)).traces
     assert len(harvest([recovered, direct], Choice(require_tool=False)).traces) == 2
+
+
+def test_one_environment_of_several_can_be_chosen():
+    one, other = sampled(CALL, "\\boxed{4}"), sampled(CALL, "\\boxed{4}", task="u")
+    other = replace(other, task=replace(other.task, env="math"))
+    found = harvest([one, other], Choice(env="math"))
+    assert found.counts == {"kept": 1, "of another environment": 1} and found.tasks == 1
