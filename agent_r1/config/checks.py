@@ -28,6 +28,8 @@ POLICY_LOSSES = ("vanilla", "ppo", "gspo", "cispo", "reinforce")
 LOGGERS = ("console", "wandb", "tensorboard", "mlflow", "trackio")
 
 WITH_CRITIC = ("gae", "turn_gae")
+_APPENDING = ("retool", "nous", "search_r1")
+"""Environments that never replace the context; others, and a context policy, may."""
 WITH_GROUPS = ("grpo", "dr_grpo", "gigpo", "rloo", "reinforce_plus_plus_baseline")
 
 Check = Callable[[Config], Iterator[str]]
@@ -101,6 +103,11 @@ def _groups(config: Config) -> Iterator[str]:
         )
 
 
+def _only_appends(config: Config) -> bool:
+    """Whether a response certainly stays in one window: nothing replaces the context."""
+    return config.tool.context.policy == "none" and config.tool.env in _APPENDING
+
+
 def _lengths(config: Config) -> Iterator[str]:
     data, rollout = config.data, config.actor_rollout_ref.rollout
     window = rollout.max_model_len
@@ -116,7 +123,7 @@ def _lengths(config: Config) -> Iterator[str]:
             f"data.max_prompt_length={data.max_prompt_length}; leave it null for the sum of "
             "prompt and response"
         )
-    if window is not None and data.max_response_length > window:
+    if window is not None and data.max_response_length > window and _only_appends(config):
         yield (
             f"data.max_response_length={data.max_response_length} is above "
             f"actor_rollout_ref.rollout.max_model_len={window}; lower it, or leave max_model_len "

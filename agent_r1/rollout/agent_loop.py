@@ -288,7 +288,9 @@ class AgentLoop:
         tools, history = episode.start.tools, episode.history
         try:
             if step.context is not None:
-                episode.prompt = self._contexts.replacement(step.context, tools)
+                episode.prompt = self._contexts.replacement(
+                    step.context, tools, control_tokens=self._envs.control_tokens
+                )
                 episode.history = History(episode.prompt)
                 return turn
             shown, ids = step.observation, self._observed(turn, step.observation, tools)

@@ -71,6 +71,10 @@ class Codec:
         )
         return tuple(ids[len(self._lead) :])
 
+    def spells_control(self, text: str) -> bool:
+        """Whether text holds the name of a control token."""
+        return bool(text) and self.encode_text(text) != self.encode_text(text, plain=True)
+
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False

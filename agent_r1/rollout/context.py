@@ -34,18 +34,31 @@ class ContextWriter:
         tools, prompt = start.tools, task.prompt
         if start.messages is None and not tools and not start.system and _is_plain(prompt):
             return self._codec.render(task)
-        prompt = opened(prompt, start)
-        if isinstance(prompt, str):
-            words = [start.system, in_words(tools) if tools else "", prompt]
-            text = "\n\n".join(filter(None, words))
-            return self._codec.render(replace(task, prompt=text))
-        return self._rendered(with_system(prompt, start.system), tools)
+        whole = opened(prompt, start)
+        if isinstance(whole, str):
+            return self._in_words(task, str(prompt), start)
+        return self._rendered(with_system(whole, start.system), tools)
 
-    def replacement(self, context: Observation, tools: Tools) -> tuple[int, ...]:
+    def _in_words(self, task: Task, prompt: str, start: Start) -> tuple[int, ...]:
+        """A plain opening. Control tokens that the environment's part spells are characters."""
+        words = filter(None, [start.system, in_words(start.tools) if start.tools else ""])
+        before, said = "\n\n".join(words), str(start.messages or "")
+        before += "\n\n" if before and (prompt or said) else ""
+        if not self._codec.spells_control(before) and not self._codec.spells_control(said):
+            return self._codec.render(replace(task, prompt=f"{before}{prompt}{said}"))
+        ids = self._codec.render(replace(task, prompt=""))
+        for text, plain in ((before, True), (prompt, False), (said, True)):
+            ids += self._codec.encode_text(text, plain=plain)
+        return ids
+
+    def replacement(
+        self, context: Observation, tools: Tools, *, control_tokens: bool
+    ) -> tuple[int, ...]:
         """Ids of a context that takes the place of the one before."""
-        if isinstance(context, str):
-            return tuple(self._codec.tokenizer.encode(context, add_special_tokens=True))
-        return self._rendered(context, tools)
+        if not isinstance(context, str):
+            return self._rendered(context, tools)
+        start = self._codec.render(Task("", ""))
+        return start + self._codec.encode_text(context, plain=not control_tokens)
 
     def observation(
         self, before: Sequence[int], observation: Observation, tools: Tools, *, control_tokens: bool

@@ -86,7 +86,8 @@ class Environment(ABC):
     stop_strings: ClassVar[tuple[str, ...]] = ()
     """Strings that end a turn, such as ``("</code>",)``."""
     control_tokens: ClassVar[bool] = False
-    """Whether text observations may contain control tokens as such; see ``BaseToolEnv``."""
+    """Whether text of observations and contexts may contain control tokens as such; see
+    ``BaseToolEnv``."""
 
     def reset(self, task: Task) -> Start:
         """Open the episode. The default opens with the task's prompt and announces nothing."""

@@ -205,3 +205,13 @@ def test_the_limits_of_a_program_are_those_of_the_sandbox():
 def test_what_is_easily_overlooked_is_a_remark(overrides, words):
     with pytest.warns(ConfigWarning, match=words):
         load(*overrides)
+
+
+def test_a_response_may_be_longer_than_the_window_where_the_context_is_replaced():
+    sizes = [
+        f"{ROLLOUT}.max_model_len=100",
+        "data.max_prompt_length=10",
+        "data.max_response_length=200",
+    ]
+    load(*sizes, "tool.context.policy=summarise")
+    load(*sizes, "tool.env=somewhere.py:Env", "tool.tools=[]")

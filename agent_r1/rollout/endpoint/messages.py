@@ -135,13 +135,14 @@ class ChatRenderer:
         *,
         go_on: bool,
     ) -> str:
+        tools = [self._harmless(tool) for tool in tools]
         if tools and not self._announces:
             messages, tools = _announced(messages, tools), ()
         listed = self._as_dicts(messages)
         return self._codec.template_text(listed, add_generation_prompt=go_on, tools=list(tools))
 
     def _as_dicts(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-        """Messages as templates expect them; words of tools and users are made harmless.
+        """Messages as templates expect them; what the model did not write is made harmless.
 
         Calls are numbered in the order in which they appear, because families disagree about
         what an identifier may look like. A result without one belongs to the first call that
@@ -152,7 +153,7 @@ class ChatRenderer:
 
     def _as_dict(self, message: ChatMessage, numbers: _Numbers) -> dict[str, Any]:
         content = message.content
-        if message.role in ("user", "tool"):
+        if message.role != "assistant":
             content = neutralise(content, self._control)
         if not self._calls and message.role == "tool":
             return {"role": "user", "content": f"<tool_response>\n{content}\n</tool_response>"}
@@ -167,7 +168,7 @@ class ChatRenderer:
                 {
                     "type": "function",
                     "id": numbers.made(call),
-                    "function": {"name": call.name, "arguments": call.arguments},
+                    "function": self._harmless({"name": call.name, "arguments": call.arguments}),
                 }
                 for call in message.calls
             ]
@@ -175,8 +176,18 @@ class ChatRenderer:
             number, name = numbers.answered(message)
             found |= {"name": name, "tool_call_id": number}
         elif message.name is not None:
-            found["name"] = message.name
+            found["name"] = self._harmless(message.name)
         return found
+
+    def _harmless(self, value: Any) -> Any:
+        """``value`` of JSON's types in which no text spells a control token."""
+        if isinstance(value, str):
+            return neutralise(value, self._control)
+        if isinstance(value, Mapping):
+            return {self._harmless(key): self._harmless(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._harmless(each) for each in value]
+        return value
 
     def check(self, messages: Sequence[ChatMessage]) -> None:
         """Raises :class:`MessageError` where the template does not write a field of these.
