@@ -105,6 +105,8 @@ def _groups(config: Config) -> Iterator[str]:
 
 def _only_appends(config: Config) -> bool:
     """Whether a response certainly stays in one window: nothing replaces the context."""
+    if config.envs:  # each entry is looked at by itself
+        return False
     return config.tool.context.policy == "none" and config.tool.env in _APPENDING
 
 
