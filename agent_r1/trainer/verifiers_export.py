@@ -18,14 +18,13 @@ import asyncio
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from agent_r1.config.environments import environment_configs
 from agent_r1.config.load import load_config
 from agent_r1.config.schema import Config
-from agent_r1.data.sources import load_configured
+from agent_r1.data.split import look
 from agent_r1.errors import ConfigError, EnvironmentContractError, RewardError
 from agent_r1.rollout.limits import derive_seed
 from agent_r1.rollout.opening import announced, opened_messages
@@ -105,12 +104,9 @@ def exported(
 
 
 def configured_tasks(config: Config, split: str) -> Iterator[Task]:
-    """The tasks of a configuration, each naming its environment."""
-    for settings in environment_configs(config):
-        own = settings.config
-        loaded = load_configured(own.data, split, config.trainer.seed)
-        for task in loaded.tasks:
-            yield replace(task, env=settings.name or task.env)
+    """The tasks of a configuration, each naming its environment in a run with several."""
+    for tasks in look(config, split)[0].values():
+        yield from tasks
 
 
 class _Episode:
