@@ -43,6 +43,7 @@ def opened(prompt: tuple[Message, ...] | str, start: Start) -> tuple[Message, ..
 
 
 def with_system(prompt: tuple[Message, ...], system: str) -> tuple[Message, ...]:
+    """Messages with ``system`` at the end of their system message, which is made if missing."""
     if not system:
         return prompt
     if prompt and prompt[0].get("role") == "system":

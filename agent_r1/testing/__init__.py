@@ -10,7 +10,7 @@ from agent_r1.testing.executor import FakeExecutor
 from agent_r1.testing.logger import MemoryLogger
 from agent_r1.testing.models import tiny_model
 from agent_r1.testing.records import make_trajectory
-from agent_r1.testing.tokenizer import byte_tokenizer
+from agent_r1.testing.tokenizer import byte_tokenizer, word_tokenizer
 
 __all__ = [
     "HANG",
@@ -25,4 +25,5 @@ __all__ = [
     "check_tool_env",
     "make_trajectory",
     "tiny_model",
+    "word_tokenizer",
 ]

@@ -47,6 +47,29 @@ def byte_tokenizer(
     )
 
 
+def word_tokenizer(
+    words: Sequence[str], control: Sequence[str], *, pad: str, end: str, chat_template: str
+) -> Any:
+    """A tokenizer with one token for each of ``words``, its place in them; nothing else is text.
+
+    ``control`` are those of them that are control tokens, ``pad`` and ``end`` among them.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges=[]))
+    backend.decoder = decoders.Fuse()
+    for word in words:
+        backend.add_tokens([AddedToken(word, normalized=False, special=word in control)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=pad,
+        eos_token=end,
+        chat_template=chat_template,
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def _byte_characters() -> list[str]:
     """The printable character that byte-level tokenizers write for each byte.
 

@@ -93,9 +93,10 @@ def exported(
         async def run(self, task: Any, agents: Any) -> None:
             mine = _task_of(task.data.record)
             opened = {each.name: each for each in self._opened}[mine.env]
-            episode = _Episode(opened, mine)
+            episode = _Episode(opened, mine, task.key)
             try:
                 await episode.play(task, agents.agent)
+                episode.state = checked_state(episode.env)
             finally:
                 await episode.env.aclose()
             await episode.record()
@@ -112,8 +113,10 @@ def configured_tasks(config: Config, split: str) -> Iterator[Task]:
 class _Episode:
     """One episode in which an agent of ``verifiers`` is the model."""
 
-    def __init__(self, opened: OpenedEnvironment, task: Task) -> None:
+    def __init__(self, opened: OpenedEnvironment, task: Task, key: str) -> None:
         self._opened = opened
+        self._key = key
+        self.state: Any = None
         self._task = task
         self._turns: list[Turn] = []
         self._outcome = Outcome.TURN_LIMIT
@@ -123,7 +126,6 @@ class _Episode:
 
     async def play(self, theirs: Any, agent: Any) -> None:
         limits = self._opened.config.tool
-        self._trace_id = theirs.key
         start = checked_start(self.env, await self._asked(self.env.areset(self._task), "reset", 0))
         system, said = _opening(self._task, announced(self._task, start))
         theirs = theirs.with_data(prompt=None, system_prompt=system or None)
@@ -151,7 +153,7 @@ class _Episode:
             turns=tuple(self._turns),
             outcome=self._outcome,
             seconds=time.perf_counter() - self._started,
-            state=checked_state(self.env),
+            state=self.state,
         )
         scored = await scorer_of(self._opened.config, self._opened.grader)(trajectory)
         if scored.reward is None:
@@ -182,8 +184,8 @@ class _Episode:
     async def _asked(self, answer: Any, method: str, number: int) -> Any:
         timeout = self._opened.config.tool.timeout_s
         deadline = None if timeout is None else time.monotonic() + timeout
-        seed = derive_seed("tool" if method == "step" else method, 0, self._trace_id, number)
-        call_context.set(CallContext(self._trace_id, number, seed, deadline))
+        seed = derive_seed("tool" if method == "step" else method, 0, self._key, number)
+        call_context.set(CallContext(self._key, number, seed, deadline))
         async with asyncio.timeout(timeout):
             return await answer
 

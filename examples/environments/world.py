@@ -12,6 +12,7 @@ import random
 import sys
 from collections import deque
 
+from agent_r1.testing import word_tokenizer
 from agent_r1.tool import Environment, Start, Step
 from agent_r1.types import Reward, Task
 
@@ -157,20 +158,7 @@ def said(text):
 
 def tokenizer():
     """One token per entry of ``VOCABULARY``; other characters are no tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE({word: i for i, word in enumerate(VOCABULARY)}, merges=[]))
-    backend.decoder = decoders.Fuse()
-    for word in VOCABULARY:
-        backend.add_tokens([AddedToken(word, normalized=False, special=word in CONTROL)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        eos_token=END,
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(VOCABULARY, CONTROL, pad=PAD, end=END, chat_template=TEMPLATE)
 
 
 def model(seed=0, window=256):

@@ -10,6 +10,7 @@ agents' machinery makes of its answers.
 import json
 import random
 
+from agent_r1.testing import word_tokenizer
 from agent_r1.types import Task
 
 SYMBOLS = "\u03b1\u03b2\u03b3\u03b4"
@@ -135,21 +136,7 @@ async def openai_agents(call):
 
 def tokenizer():
     """One token per entry of ``VOCABULARY``; other characters are no tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Tokenizer(models.BPE({token: i for i, token in enumerate(VOCABULARY)}, merges=[]))
-    backend.decoder = decoders.Fuse()
-    for token in VOCABULARY:
-        special = token in CONTROL
-        backend.add_tokens([AddedToken(token, normalized=False, special=special)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        eos_token=END,
-        chat_template=TEMPLATE,
-        clean_up_tokenization_spaces=False,
-    )
+    return word_tokenizer(VOCABULARY, CONTROL, pad=PAD, end=END, chat_template=TEMPLATE)
 
 
 def model(seed=0):

@@ -30,6 +30,7 @@ _PROGRAM = Path(__file__).with_name("verifiers_worker.py")
 _GIVE_UP_S = 10.0
 """Until an episode that was given up must have ended; afterwards its process is ended."""
 _PAGE = 256
+_ENDED = "the process of the verifiers environment ended"
 
 
 class VerifiersProcess:
@@ -39,6 +40,7 @@ class VerifiersProcess:
         self._lock = threading.Lock()
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
+        self._over = False
         path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
         words = [python or sys.executable, "-P", str(_PROGRAM), json.dumps(dict(config))]
         try:
@@ -68,17 +70,18 @@ class VerifiersProcess:
         if "failed" in first:
             self.close()
             raise ConfigError(_told(str(first["failed"]), config))
-        self.infinite = bool(first["infinite"])
 
     @property
     def alive(self) -> bool:
-        return self._process.poll() is None
+        return not self._over and self._process.poll() is None
 
     def ask(self, **request: Any) -> tuple[int, Future[dict[str, Any]]]:
         """Send a request; its number, and its answer when there is one."""
         number = next(self._numbers)
         future: Future[dict[str, Any]] = Future()
         with self._lock:
+            if self._over:  # what it started may still hold its input open
+                raise ToolError(_ENDED)
             self._waiting[number] = future
         self._send({**request, "id": number})
         return number, future
@@ -121,10 +124,11 @@ class VerifiersProcess:
 
     def _end(self) -> None:
         with self._lock:
+            self._over = True
             left, self._waiting = list(self._waiting.values()), {}
         for future in left:
             if not future.done():
-                future.set_exception(ToolError("the process of the verifiers environment ended"))
+                future.set_exception(ToolError(_ENDED))
 
 
 class VerifiersEnv(AgentEnv):

@@ -35,7 +35,7 @@ class Worker:
     async def serve(self, requests: asyncio.StreamReader, answer: Any) -> None:
         """Answer requests until there are no more."""
         async with self._env.serving():
-            answer({"ready": True, "infinite": not self._env.taskset.bounded})
+            answer({"ready": True})
             while line := await requests.readline():
                 request = json.loads(line)
                 number = request["id"]

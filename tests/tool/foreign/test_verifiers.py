@@ -15,7 +15,7 @@ import time
 
 import pytest
 
-from agent_r1.errors import ConfigError, DataError
+from agent_r1.errors import ConfigError, DataError, ToolError
 from agent_r1.reward.agent import agent
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.limits import LoopLimits, Sampling
@@ -125,6 +125,9 @@ class Seller(Environment):
     @property
     def state(self):
         return {"price": self.price}
+
+    def close(self):
+        self.price = None
 
 
 def lamps(split, seed):
@@ -291,13 +294,16 @@ def test_an_environment_of_ours_is_a_package_of_theirs(packages):
 
 THEIRS = """
 import json, sys, time
-print(json.dumps({"ready": True, "infinite": False}), flush=True)
+print(json.dumps({"ready": True}), flush=True)
 left = set()
 for line in sys.stdin:
     request = json.loads(line)
     if request["do"] == "cancel":
         print(json.dumps({"id": request["id"], "error": "given up"}), flush=True)
     elif request["task"].get("dies"):
+        if request["task"].get("leaves"):  # a child that holds its input open, and not its output
+            import subprocess
+            subprocess.Popen(["sleep", "30"], stdin=0, stdout=subprocess.DEVNULL)
         sys.exit(3)
     elif not request["task"].get("hangs"):
         done = {"reward": 1.0, "parts": {}, "output": request["url"]}
@@ -337,12 +343,18 @@ def test_what_is_given_up_has_ended_before_its_key_is_used_again(ours):
 
 
 def test_a_death_is_told_and_the_next_episode_has_a_new_process(ours):
-    from agent_r1.errors import ToolError
-
     with pytest.raises(ToolError, match="ended"):
         asyncio.run(a_call(ours, dies=True))
     while ours._process.alive:
         time.sleep(0.01)
+    assert asyncio.run(a_call(ours)).reward == 1.0
+
+
+def test_nobody_waits_for_a_process_whose_children_outlive_it(ours):
+    with pytest.raises(ToolError, match="ended"):
+        asyncio.run(a_call(ours, dies=True, leaves=True))
+    with pytest.raises(ToolError, match="ended"):
+        ours._process.ask(do="run", task={}, url="", model="")
     assert asyncio.run(a_call(ours)).reward == 1.0
 
 
@@ -371,7 +383,6 @@ def test_an_interpreter_without_the_package_is_told(tmp_path):
 
 
 def test_a_task_of_another_kind_is_told(ours):
-    from agent_r1.errors import ToolError
     from agent_r1.tool.envs.agent import AgentCall
 
     call = AgentCall(Task("t", "p"), "http://127.0.0.1:1/v1", "sk-a", "policy", "g/0", 0)
