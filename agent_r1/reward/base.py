@@ -24,6 +24,9 @@ RewardFn: TypeAlias = Callable[[Trajectory], "Reward | float"]
 AsyncRewardFn: TypeAlias = Callable[[Trajectory], Awaitable["Reward | float"]]
 """For graders that wait for a server; awaited in the event loop, many at once."""
 
+SIBLINGS = "siblings"
+"""Parameter by which a reward function asks for the trajectories that it is compared with."""
+
 COMPUTE_SCORE = ("data_source", "solution_str", "ground_truth", "extra_info")
 """Parameters by which a function in verl's ``compute_score`` style is recognised."""
 
@@ -37,12 +40,15 @@ class Traits:
     trajectory that could not be graded in time, from the function's own keyword
     arguments; for graders where only the model's text can be the cause. ``prepare`` does
     once, and outside of every time limit, what the first call would otherwise do (imports:
-    a module interrupted half-way stays broken).
+    a module interrupted half-way stays broken). ``siblings`` tells from the function's own
+    keyword arguments whether it compares siblings; without, every function with that parameter
+    does.
     """
 
     inline: bool = False
     on_timeout: Callable[..., Reward] | None = None
     prepare: Callable[[], None] | None = None
+    siblings: Callable[..., bool] | None = None
 
 
 def _no_reward(entry: object) -> str | None:
@@ -80,11 +86,12 @@ def register_reward(
     inline: bool = False,
     on_timeout: Callable[..., Reward] | None = None,
     prepare: Callable[[], None] | None = None,
+    siblings: Callable[..., bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: make a function available as ``reward.name=NAME``; see :class:`Traits`."""
 
     def add(fn: Callable[..., Any]) -> Callable[..., Any]:
-        _TRAITS[fn] = Traits(inline, on_timeout, prepare)
+        _TRAITS[fn] = Traits(inline, on_timeout, prepare, siblings)
         return REWARDS.register(name)(fn)
 
     return add
@@ -98,6 +105,22 @@ def traits_of(fn: Callable[..., Any]) -> Traits:
             return found
         return replace(found, on_timeout=functools.partial(found.on_timeout, **fn.keywords))
     return _TRAITS.get(fn, Traits())
+
+
+def wants_siblings(fn: Callable[..., Any]) -> bool:
+    """Whether this reward, its options filled in, compares a trajectory with its siblings.
+
+    Such a function has a keyword-only parameter ``siblings``: the trajectories of one group that
+    are scored together, the one to score among them, in the order of their indices.
+    """
+    options: dict[str, Any] = {}
+    while isinstance(fn, functools.partial):
+        options = {**fn.keywords, **options}
+        fn = fn.func
+    if SIBLINGS not in inspect.signature(fn).parameters:
+        return False
+    decides = traits_of(fn).siblings
+    return decides is None or decides(**options)
 
 
 def make_reward(name: str, **options: Any) -> Callable[[Trajectory], Any]:
@@ -120,8 +143,8 @@ def with_options(
     parameters = inspect.signature(fn).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for option in options:
-            if option not in parameters:
-                known = list(parameters)[1:]
+            if option not in parameters or option == SIBLINGS:
+                known = [name for name in list(parameters)[1:] if name != SIBLINGS]
                 raise ConfigError(
                     f"the reward {name!r} takes no {option!r}{nearest(option, known)}; it takes: "
                     f"{', '.join(known) or 'no options'}"
@@ -129,7 +152,10 @@ def with_options(
     missing = [
         p.name
         for p in parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in options
+        if p.kind is p.KEYWORD_ONLY
+        and p.default is p.empty
+        and p.name not in options
+        and p.name != SIBLINGS
     ]
     if missing:
         raise ConfigError(

@@ -24,7 +24,13 @@ from agent_r1.reward.answers import (
     prose,
     same_text,
 )
-from agent_r1.reward.base import make_reward, normalise_reward, register_reward
+from agent_r1.reward.base import (
+    SIBLINGS,
+    make_reward,
+    normalise_reward,
+    register_reward,
+    wants_siblings,
+)
 from agent_r1.tool.text import between
 from agent_r1.types import Reward, Trajectory
 
@@ -185,7 +191,9 @@ def weighted_sum(trajectory: Trajectory, *, rewards: Mapping[str, Any]) -> Rewar
     """
     found = []
     for name, (weight, options) in ingredients(rewards).items():
-        raw = make_reward(name, **options)(trajectory)
+        fn = make_reward(name, **options)
+        alone = {SIBLINGS: (trajectory,)} if wants_siblings(fn) else {}
+        raw = fn(trajectory, **alone)
         if inspect.iscoroutine(raw):  # here in a process of its own; see SumGrader
             raw = asyncio.run(raw)
         found.append((name, weight, normalise_reward(raw, name)))

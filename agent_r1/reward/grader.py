@@ -20,20 +20,22 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import IO, Any, ClassVar, Literal, Self
 
 from agent_r1.errors import RewardError
 from agent_r1.reward.base import (
+    SIBLINGS,
     grading_view,
     make_reward,
     normalise_reward,
     traits_of,
+    wants_siblings,
     with_options,
 )
-from agent_r1.reward.worker import Assignment, Verdict, describe, read_frame, write_frame
+from agent_r1.reward.worker import Assignment, Verdict, View, describe, read_frame, write_frame
 from agent_r1.tool.threads import to_daemon_thread
 from agent_r1.types import Reward, Trajectory
 
@@ -81,37 +83,42 @@ class Grader:
             else with_options(reward, self.name, options or {})
         )
         self._traits = traits_of(self._fn)
+        self.wants_siblings = wants_siblings(self._fn)
+        """Whether the function compares a trajectory with the others of its group."""
         self.isolation: Isolation = _isolation(reward, self._fn, self._traits.inline)
         workers = workers or min(8, max(2, (os.cpu_count() or 1) // 4))
         self._pool = _Pool(Assignment(reward, self.name, options or {}, timeout_s), workers)
         self._threads = ThreadPoolExecutor(workers, "agent-r1-grader")
 
-    def score(self, trajectory: Trajectory) -> Reward:
+    def score(self, trajectory: Trajectory, siblings: Sequence[Trajectory] = ()) -> Reward:
         """Score one trajectory. Blocks; safe from many threads.
+
+        ``siblings`` are the members of its group that are scored with it, itself among them;
+        without any it is scored alone. They matter where :attr:`wants_siblings`.
 
         Raises:
             RewardError: the function raised, returned no finite number, or took too long.
         """
         if self.isolation in ("async", "thread"):
-            return asyncio.run(self.ascore(trajectory))
-        view = grading_view(trajectory)
+            return asyncio.run(self.ascore(trajectory, siblings))
+        view = self._view(trajectory, siblings)
         if self.isolation == "inline":
             return self._call(view)
         return self._reward_of(self._pool.grade(view))
 
-    async def ascore(self, trajectory: Trajectory) -> Reward:
+    async def ascore(self, trajectory: Trajectory, siblings: Sequence[Trajectory] = ()) -> Reward:
         """Score one trajectory without blocking the event loop; raises as :meth:`score`."""
         if self.isolation == "process":
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self.score, trajectory)
+            return await loop.run_in_executor(self._threads, self.score, trajectory, siblings)
         if self.isolation == "inline":
-            return self.score(trajectory)
-        view = grading_view(trajectory)
+            return self.score(trajectory, siblings)
+        view = self._view(trajectory, siblings)
         try:
             async with asyncio.timeout(self.timeout_s):
                 if self.isolation == "thread":
                     return await to_daemon_thread(self._call, view)
-                return normalise_reward(await self._fn(view), self.name)
+                return normalise_reward(await self._fn(view.trajectory, **view.context), self.name)
         except TimeoutError:
             return self._reward_of(Verdict(timed_out=True))
         except RewardError:
@@ -119,10 +126,12 @@ class Grader:
         except Exception as error:
             raise RewardError(f"the reward {self.name!r} failed: {describe(error)}") from error
 
-    async def graded(self, trajectory: Trajectory) -> Trajectory:
+    async def graded(
+        self, trajectory: Trajectory, siblings: Sequence[Trajectory] = ()
+    ) -> Trajectory:
         """The trajectory with its reward, or with ``error`` set if it could not be scored."""
         try:
-            return replace(trajectory, reward=await self.ascore(trajectory))
+            return replace(trajectory, reward=await self.ascore(trajectory, siblings))
         except RewardError as error:
             return replace(trajectory, reward=None, error=str(error))
 
@@ -137,9 +146,15 @@ class Grader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _call(self, view: Trajectory) -> Reward:
+    def _view(self, trajectory: Trajectory, siblings: Sequence[Trajectory]) -> View:
+        view = grading_view(trajectory)
+        if not self.wants_siblings:
+            return View(view)
+        return View(view, {SIBLINGS: tuple(grading_view(t) for t in siblings) or (view,)})
+
+    def _call(self, view: View) -> Reward:
         try:
-            return normalise_reward(self._fn(view), self.name)
+            return normalise_reward(self._fn(view.trajectory, **view.context), self.name)
         except RewardError:
             raise
         except Exception as error:
@@ -206,7 +221,7 @@ class _Pool:
         self._idle: list[_Process] = []
         self._closed = False
 
-    def grade(self, view: Trajectory) -> Verdict:
+    def grade(self, view: View) -> Verdict:
         with self._free:
             process = self._take()
             try:
@@ -267,7 +282,7 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, view: Trajectory, seconds: float) -> Verdict:
+    def ask(self, view: View, seconds: float) -> Verdict:
         """Grade one; a process that does not answer in time, or dies, is gone afterwards."""
         try:
             self._send(view)

@@ -16,6 +16,7 @@ orders. Compare its marks with people's before you train on them.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
@@ -23,11 +24,13 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+from weakref import WeakValueDictionary
 
 from agent_r1.errors import ConfigError, RewardError
 from agent_r1.reward.base import register_reward
-from agent_r1.reward.judge_server import JudgeServer, NoAnswer, Usage, pause
+from agent_r1.reward.judge_server import JudgeServer, NoAnswer, Usage, pause, total
 from agent_r1.tool.text import truncate
 from agent_r1.tool.threads import to_daemon_thread
 from agent_r1.types import Reward, Task, Trajectory
@@ -115,6 +118,8 @@ class Judge:
         orders in which they are shown lead to different verdicts. Raises as :meth:`mark`.
         """
         self._require_probed(used)
+        if first == second:
+            return 0.5
         total = 0.0
         for one, other, wins in ((first, second, 1), (second, first, 2)):
             pair = {"first": self._cut(one), "second": self._cut(other)}
@@ -162,21 +167,24 @@ class Judge:
         low, high = scale or (self._low, self._high)
         content = _quoted(shown)
         key = self._key(form, content)
-        known = self._cache.get(key)
-        if known is not None:
-            return known, True
+        with self._cache.asking(key):
+            known = self._cache.get(key)
+            if known is not None:
+                return known, True
+            verdict = self._ask(form, content, used, low, high)
+            self._cache.put(key, verdict)
+            return verdict, False
+
+    def _ask(self, form: str, content: str, used: Usage, low: float, high: float) -> float:
         for attempt in range(self._retries + 1):
             try:
-                verdict = self._attempt(form, content, used, low, high)
+                return self._attempt(form, content, used, low, high)
             except NoAnswer as failure:
                 if attempt == self._retries:
                     raise RewardError(
                         f"{failure}; gave up after {attempt + 1} attempts (reward.kwargs.retries)"
                     ) from failure
                 pause(attempt, failure, self._backoff_s)
-            else:
-                self._cache.put(key, verdict)
-                return verdict, False
         raise AssertionError("unreachable")
 
     def _attempt(self, form: str, content: str, used: Usage, low: float, high: float) -> float:
@@ -204,6 +212,7 @@ class _Cache:
         self._path = None if path is None else Path(path).expanduser()
         self._known: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._asked: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         if self._path is not None and self._path.is_file():
             for line in self._path.read_text().splitlines():
                 try:
@@ -211,6 +220,11 @@ class _Cache:
                     self._known[str(row["key"])] = float(row["verdict"])
                 except (ValueError, LookupError, TypeError):  # a line that was cut short
                     continue
+
+    def asking(self, key: str) -> threading.Lock:
+        """Held by whoever asks for this verdict, so that nobody asks for it twice."""
+        with self._lock:
+            return self._asked.setdefault(key, threading.Lock())
 
     def get(self, key: str) -> float | None:
         with self._lock:
@@ -257,7 +271,11 @@ def judge_of(server: Mapping[str, Any], rubric: str, options: Mapping[str, Any])
         return _JUDGES[key]
 
 
-@register_reward("judge")
+def _is_pairwise(*, pairwise: bool = False, **_: Any) -> bool:
+    return pairwise
+
+
+@register_reward("judge", siblings=_is_pairwise)
 async def judge(
     trajectory: Trajectory,
     *,
@@ -280,8 +298,15 @@ async def judge(
     max_concurrency: int = 16,
     budget_tokens: int | None = None,
     extra_body: Mapping[str, Any] | None = None,
+    pairwise: bool = False,
+    rivals: int | None = None,
+    siblings: Sequence[Trajectory] = (),
 ) -> Reward:
     """The mark, from 0 to 1, that an OpenAI-compatible model gives by a rubric.
+
+    With ``pairwise`` it is the share of its siblings that the model finds worse (its Borda score,
+    over the group), each pair shown in both orders; ``rivals`` bounds how many of them it is
+    compared with. A trajectory that is scored alone gets its mark.
 
     ``graded`` is ``final`` (the last turn's text) or ``model`` (all that the model wrote);
     ``state`` shows the environment's final state too. ``prices`` are those of a million prompt
@@ -291,7 +316,6 @@ async def judge(
     Raises:
         RewardError: no mark could be had; the trajectory stays without a reward.
     """
-    answer = _graded(trajectory, graded, state)
     known = judge_of(
         {
             "url": url,
@@ -314,9 +338,41 @@ async def judge(
             "cache": cache,
         },
     )
-    used = Usage()
-    mark, remembered = await to_daemon_thread(known.mark, trajectory.task, answer, used)
+    answer = _graded(trajectory, graded, state)
+    if pairwise and len(siblings) > 1:
+        others = [_graded(t, graded, state) for t in opponents(trajectory, siblings, rivals)]
+        taken = [Usage() for _ in others]
+        wins = await asyncio.gather(
+            *(
+                to_daemon_thread(known.compare, trajectory.task, answer, other, used)
+                for other, used in zip(others, taken, strict=True)
+            )
+        )
+        used = total(taken)
+        mark, remembered = fmean(wins), not used.requests
+    else:
+        used = Usage()
+        mark, remembered = await to_daemon_thread(known.mark, trajectory.task, answer, used)
     return Reward(mark, {"judge": mark, **spent(used, remembered, prices)})
+
+
+def opponents(
+    trajectory: Trajectory, siblings: Sequence[Trajectory], rivals: int | None
+) -> list[Trajectory]:
+    """The siblings that ``trajectory`` is compared with: all, or its nearest ``rivals`` on a
+    ring, so that each of a pair is compared with the other.
+
+    Raises:
+        ConfigError: ``rivals`` is odd or below 2.
+    """
+    if rivals is not None and (rivals < 2 or rivals % 2):
+        raise ConfigError(f"reward.kwargs.rivals={rivals} must be an even number, 2 or more")
+    place = next(i for i, t in enumerate(siblings) if t.id == trajectory.id)
+    count = len(siblings)
+    if rivals is None or rivals >= count - 1:
+        return [t for i, t in enumerate(siblings) if i != place]
+    steps = range(1, rivals // 2 + 1)
+    return [siblings[(place + way * step) % count] for step in steps for way in (1, -1)]
 
 
 def _graded(trajectory: Trajectory, graded: str, state: bool) -> str:

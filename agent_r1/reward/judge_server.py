@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,17 @@ class Usage:
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+def total(used: Iterable[Usage]) -> Usage:
+    """What several judgements took together."""
+    found = Usage()
+    for one in used:
+        found.requests += one.requests
+        found.failures += one.failures
+        found.prompt_tokens += one.prompt_tokens
+        found.completion_tokens += one.completion_tokens
+    return found
 
 
 class NoAnswer(RewardError):

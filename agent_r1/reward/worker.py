@@ -12,7 +12,7 @@ import pickle
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from agent_r1.reward.base import make_reward, normalise_reward, traits_of, with_options
@@ -30,6 +30,14 @@ class Assignment:
     name: str
     options: Mapping[str, Any]
     timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a reward function is called with: a trajectory, and its siblings if it wants them."""
+
+    trajectory: Trajectory
+    context: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +67,11 @@ def read_frame(pipe: BinaryIO) -> Any:
     return pickle.loads(body)
 
 
-def grade(
-    fn: Callable[[Trajectory], Any], name: str, trajectory: Trajectory, timeout_s: float
-) -> Verdict:
+def grade(fn: Callable[..., Any], name: str, view: View, timeout_s: float) -> Verdict:
     """Grade one trajectory; everything that can go wrong becomes a verdict."""
     try:
         with time_limit(timeout_s):
-            return Verdict(normalise_reward(fn(trajectory), name))
+            return Verdict(normalise_reward(fn(view.trajectory, **view.context), name))
     except TimeLimit:
         return Verdict(timed_out=True)
     except Exception as error:
@@ -88,7 +94,7 @@ def main() -> None:
     sys.path[:] = read_frame(requests)
     try:
         job: Assignment = read_frame(requests)
-        fn: Callable[[Trajectory], Any] = (
+        fn: Callable[..., Any] = (
             make_reward(job.fn, **job.options)
             if isinstance(job.fn, str)
             else with_options(job.fn, job.name, job.options)
@@ -103,10 +109,10 @@ def main() -> None:
     write_frame(answers, Verdict())
     while True:
         try:
-            trajectory = read_frame(requests)
+            view: View = read_frame(requests)
         except EOFError:
             return
-        write_frame(answers, grade_one(trajectory))
+        write_frame(answers, grade_one(view))
 
 
 if __name__ == "__main__":

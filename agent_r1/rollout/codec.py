@@ -17,6 +17,7 @@ from typing import Any
 from agent_r1.config.policy import ModelConfig
 from agent_r1.errors import ConfigError, TemplateError
 from agent_r1.models.load import load_tokenizer
+from agent_r1.tool.text import common_prefix
 from agent_r1.types import Completion, Finish, Task
 
 _PROBE = ({"role": "user", "content": "probe"},)
@@ -53,7 +54,7 @@ class Codec:
         """
         if isinstance(task.prompt, str):
             return tuple(self.tokenizer.encode(task.prompt, add_special_tokens=True))
-        return self._apply(task.prompt, add_generation_prompt=True)
+        return tuple(self._rendered(task.prompt, True, (), tokenize=True))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of sampled ids, exactly, control tokens included."""
@@ -108,22 +109,24 @@ class Codec:
         return self.encode_text(text, plain=not control_tokens) if text else ()
 
     def check_template(self) -> None:
-        """Fail early where cold start and rollouts would see different contexts.
+        """Fail early where a history would show the model another context than it continued.
 
         The prompt that generation continues must be a prefix of the same conversation
-        rendered with its answer. Raises :class:`TemplateError`.
+        rendered with its answer, but for a thought that it opens (DeepSeek-R1's ``<think>``):
+        rollouts and cold start both go on from there. Raises :class:`TemplateError`.
         """
         if getattr(self.tokenizer, "chat_template", None) is None:
             return
-        prompt = self._apply(_PROBE, add_generation_prompt=True)
+        prompt = self.template_text(_PROBE, add_generation_prompt=True)
         answer = {"role": "assistant", "content": "answer"}
-        whole = self._apply((*_PROBE, answer), add_generation_prompt=False)
-        if whole[: len(prompt)] != prompt:
+        whole = self.template_text((*_PROBE, answer), add_generation_prompt=False)
+        opened = prompt[len(common_prefix(prompt, whole)) :]
+        if opened.strip() not in ("", "<think>"):
             raise TemplateError(
-                "the chat template is not append-only: the generation prompt "
-                f"{self.decode(prompt)!r} is no prefix of the answered conversation "
-                f"{self.decode(whole)!r}. Set actor_rollout_ref.model.chat_template_kwargs "
-                "(for Qwen3: {enable_thinking: false}) or give the model another template."
+                f"the chat template is not append-only: the generation prompt {prompt!r} is no "
+                f"prefix of the answered conversation {whole!r}. Set "
+                "actor_rollout_ref.model.chat_template_kwargs (for Qwen3: {enable_thinking: "
+                "false}) or give the model another template."
             )
 
     def template_text(
@@ -138,9 +141,6 @@ class Codec:
         Raises :class:`TemplateError` when they cannot be rendered.
         """
         return str(self._rendered(messages, add_generation_prompt, tools, tokenize=False))
-
-    def _apply(self, messages: Sequence[Any], *, add_generation_prompt: bool) -> tuple[int, ...]:
-        return tuple(self._rendered(messages, add_generation_prompt, (), tokenize=True))
 
     def _rendered(
         self,

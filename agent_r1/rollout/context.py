@@ -29,6 +29,21 @@ class ContextWriter:
         self._codec = codec
         self._made: ChatRenderer | None = None
 
+    def check(self) -> None:
+        """Fail early where no message could be put behind an answer.
+
+        Ids only ever grow because what is appended is what the template itself writes there.
+        Raises :class:`TemplateError`.
+        """
+        if getattr(self._codec.tokenizer, "chat_template", None) is None:
+            return
+        if not self._renderer.keeps(("user",)):
+            raise TemplateError(
+                "this model's chat template cannot write a user's message behind an answer, which "
+                "environments that answer with messages need; give another one with "
+                "actor_rollout_ref.model.custom_chat_template=FILE"
+            )
+
     def opening(self, task: Task, start: Start) -> tuple[int, ...]:
         """Ids of the first context. Raises :class:`TemplateError`."""
         tools, prompt = start.tools, task.prompt

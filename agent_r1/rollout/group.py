@@ -20,8 +20,12 @@ from agent_r1.rollout.stream import Watcher
 from agent_r1.tracing import span
 from agent_r1.types import Task, Trajectory
 
-Scorer = Callable[[Trajectory], Awaitable[Trajectory]]
-"""Returns the trajectory with its reward, or with ``error`` set when scoring failed."""
+Scorer = Callable[..., Awaitable[Trajectory]]
+"""Of a trajectory; returns it with its reward, or with ``error`` set when scoring failed.
+
+Where rewards compare siblings (``compares``), a second argument is the sequence of those that
+are scored with it, itself among them.
+"""
 
 OnFinished = Callable[[Trajectory], None]
 
@@ -67,7 +71,7 @@ class GroupRunner:
     ``max_concurrency`` bounds how many trajectories are under way (``None``: all).
     Engines queue by themselves, so it matters for environments that hold resources. With
     a bound, which trajectory follows which depends on timing, and with it the last bits
-    of the numbers.
+    of the numbers. With ``compares``, siblings are scored together, once all are sampled.
     """
 
     def __init__(
@@ -77,11 +81,13 @@ class GroupRunner:
         scorer: Scorer,
         *,
         max_concurrency: int | None = None,
+        compares: bool = False,
     ) -> None:
         self._loop = loop
         self._engine = engine
         self._scorer = scorer
         self._max_concurrency = max_concurrency
+        self._compares = compares
 
     async def _sampled(self, member: _Member, sampling: Sampling) -> Trajectory:
         group, index = member.group, member.index
@@ -96,6 +102,15 @@ class GroupRunner:
         enough: int | None = None,
     ) -> Rollouts:
         """Groups to be submitted one after another; see :class:`Rollouts`."""
+        return self._rollouts(sampling, on_finished, enough, self._compares)
+
+    def _rollouts(
+        self,
+        sampling: Sampling,
+        on_finished: OnFinished | None,
+        enough: int | None,
+        compares: bool,
+    ) -> Rollouts:
         return Rollouts(
             lambda member: self._sampled(member, sampling),
             self._engine,
@@ -103,6 +118,7 @@ class GroupRunner:
             on_finished,
             lanes=self._max_concurrency,
             enough=enough,
+            compares=compares,
         )
 
     async def close(self) -> None:
@@ -115,9 +131,13 @@ class GroupRunner:
         sampling: Sampling,
         on_finished: OnFinished | None = None,
     ) -> list[Trajectory]:
-        """All trajectories of ``groups``, siblings together, in the order asked for."""
+        """All trajectories of ``groups``, siblings together, in the order asked for.
+
+        Each is scored alone: what compares siblings says how they differ, and not how good the
+        policy is.
+        """
         done: dict[str, FinishedGroup] = {}
-        async with self.rollouts(sampling, on_finished) as rollouts:
+        async with self._rollouts(sampling, on_finished, None, False) as rollouts:
             rollouts.submit(groups)
             for _ in groups:
                 finished = await rollouts.next()
@@ -131,6 +151,7 @@ class _Member:
     index: int
     siblings: list[_Member] = field(repr=False)
     task: asyncio.Task[None] | None = None
+    sampled: Trajectory | None = None
     result: Trajectory | None = None
     cut: bool = False
 
@@ -156,6 +177,7 @@ class Rollouts:
         *,
         lanes: int | None,
         enough: int | None,
+        compares: bool = False,
     ) -> None:
         self._run = run
         self._engine = engine
@@ -163,6 +185,7 @@ class Rollouts:
         self._on_finished = on_finished
         self._lanes = lanes
         self._enough = enough
+        self._compares = compares
         self._open: dict[str, list[_Member]] = {}
         self._waiting: deque[_Member] = deque()
         self._running: dict[str, _Member] = {}
@@ -234,7 +257,8 @@ class Rollouts:
             return
         self._start_waiting(leaving=1)
         self._leave(member)
-        self._spawn(self._score(member, trajectory))
+        score = self._score_together if self._compares else self._score
+        self._spawn(score(member, trajectory))
 
     def _leave(self, member: _Member) -> None:
         if self._running.pop(member.id, None) is not None:
@@ -245,13 +269,43 @@ class Rollouts:
             trajectory = await self._scorer(trajectory)
         if member.cut:
             return
-        member.result = trajectory
-        if self._on_finished is not None:
-            self._on_finished(trajectory)
+        self._finish(member, trajectory)
         done = [m for m in member.siblings if m.result is not None]
         usable_ones = [m for m in done if m.result is not None and not m.result.outcome.failed]
         if len(done) == len(member.siblings) or len(usable_ones) == self._enough:
             self._close_group(member.siblings, member.group)
+
+    async def _score_together(self, member: _Member, trajectory: Trajectory) -> None:
+        """Score the siblings that are sampled, if this one is the last that is waited for."""
+        if member.cut:
+            return
+        member.sampled = trajectory
+        group = member.siblings
+        there = [(m, m.sampled) for m in group if m.sampled is not None]
+        good = [sampled for _, sampled in there if not sampled.outcome.failed]
+        if len(there) < len(group) and len(good) != self._enough:
+            return
+        for late in group:
+            if late.sampled is None:
+                self._cut(late)
+        self._start_waiting()
+        scored = dict(
+            zip(
+                [t.id for t in good],
+                await asyncio.gather(*(self._scorer(t, good) for t in good)),
+                strict=True,
+            )
+        )
+        if member.cut:
+            return
+        for sibling, sampled in there:
+            self._finish(sibling, scored.get(sampled.id, sampled))
+        self._close_group(group, member.group)
+
+    def _finish(self, member: _Member, trajectory: Trajectory) -> None:
+        member.result = trajectory
+        if self._on_finished is not None:
+            self._on_finished(trajectory)
 
     def _close_group(self, members: Sequence[_Member], group: Group) -> None:
         for member in members:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -62,8 +62,8 @@ class Mixture:
 def mixed_scorer(scorers: Mapping[str, Scorer]) -> Scorer:
     """Scores each trajectory by the reward of its task's environment."""
 
-    async def scorer(trajectory: Trajectory) -> Trajectory:
-        return await of_task(scorers, trajectory.task)(trajectory)
+    async def scorer(trajectory: Trajectory, siblings: Sequence[Trajectory] = ()) -> Trajectory:
+        return await of_task(scorers, trajectory.task)(trajectory, siblings)
 
     return scorer
 

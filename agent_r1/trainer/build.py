@@ -25,15 +25,18 @@ from agent_r1.models.lora import add_lora
 from agent_r1.models.value import ValueModel
 from agent_r1.monitor.run import RunFolder
 from agent_r1.rollout.codec import Codec, open_codec
+from agent_r1.rollout.context import ContextWriter
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.engines import ENGINES
 from agent_r1.rollout.group import GroupRunner
 from agent_r1.rollout.limits import Sampling
+from agent_r1.tool.base import BaseToolEnv
 from agent_r1.trainer.checkpoint import CheckpointStore
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.environments import (
     OpenedEnvironment,
     build_loop,
+    compares_siblings,
     make_scorer,
     open_environments,
 )
@@ -74,6 +77,7 @@ def build_parts(
     check_before_loading(config)
     credit = CreditAssigner(algorithm_of(config))
     envs = stack.enter_context(open_environments(config))
+    compares = compares_siblings(envs)
     checkpoints = CheckpointStore(
         config.trainer.run_dir / "checkpoints",
         keep=config.trainer.max_ckpt_to_keep,
@@ -84,6 +88,8 @@ def build_parts(
     model_config = config.actor_rollout_ref.model
     codec = open_codec(model_config)
     codec.check_template()
+    if not all(isinstance(each.env, BaseToolEnv) for each in envs):
+        ContextWriter(codec).check()
     loader, held_out = _load_data(config, codec, envs)
     steps = config.trainer.total_training_steps or (
         config.trainer.total_epochs * loader.batches_per_epoch
@@ -100,6 +106,7 @@ def build_parts(
         engine,
         make_scorer(envs),
         max_concurrency=config.actor_rollout_ref.rollout.max_concurrency,
+        compares=compares,
     )
     parts = Parts(
         worker=worker,

@@ -145,14 +145,38 @@ def make_scorer(envs: Sequence[OpenedEnvironment]) -> Scorer:
     return mixed_scorer(scorers) if list(scorers) != [""] else scorers[""]
 
 
+def compares_siblings(envs: Sequence[OpenedEnvironment]) -> bool:
+    """Whether a reward of the run compares the trajectories of a group with each other.
+
+    Raises:
+        ConfigError: its groups have one member each, or their baseline is no member of them.
+    """
+    for each in envs:
+        if not each.grader.wants_siblings:
+            continue
+        here = f" (environment {each.name})" if each.name else ""
+        if each.config.actor_rollout_ref.rollout.n < 2:
+            raise ConfigError(
+                f"the reward {each.grader.name!r} compares the trajectories of a group{here}, and "
+                "actor_rollout_ref.rollout.n=1 makes groups of one; set it to 4 or more"
+            )
+        if each.config.algorithm.adv_estimator == "remax":
+            raise ConfigError(
+                f"the reward {each.grader.name!r} compares the trajectories of a group{here}, and "
+                "algorithm.adv_estimator=remax subtracts the reward of a greedy trajectory that is "
+                "none of them; use grpo, rloo or another estimator"
+            )
+    return any(each.grader.wants_siblings for each in envs)
+
+
 def scorer_of(config: Config, grader: Grader) -> Scorer:
     """Grading, and the length penalty on top of it where one is configured."""
     overlong = config.reward.overlong_buffer
     if not overlong.enable:
         return grader.graded
 
-    async def scorer(trajectory: Trajectory) -> Trajectory:
-        graded = await grader.graded(trajectory)
+    async def scorer(trajectory: Trajectory, siblings: Sequence[Trajectory] = ()) -> Trajectory:
+        graded = await grader.graded(trajectory, siblings)
         if graded.reward is None:
             return graded
         penalty = overlong_penalty(

@@ -1,7 +1,9 @@
 """A reward function can do nothing that stops or spoils the run."""
 
 import asyncio
+import functools
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -202,3 +204,22 @@ def test_a_closed_grader_says_so_and_leaves_no_process(grader):
 def test_a_single_score():
     assert score(TRAJECTORY, "math").value == 1.0
     assert score(TRAJECTORY, lambda trajectory: 0.25) == Reward(0.25)
+
+
+def rank(trajectory, *, siblings, scale=1.0):
+    """The share of siblings whose text is shorter."""
+    shorter = [len(t.final_text) < len(trajectory.final_text) for t in siblings]
+    return scale * sum(shorter) / len(siblings)
+
+
+def test_a_function_with_siblings_compares_them():
+    siblings = [replace(make_trajectory([text]), index=i) for i, text in enumerate(("a", "bb"))]
+    local = functools.partial(rank)
+    for fn in (rank, lambda trajectory, *, siblings: rank(trajectory, siblings=siblings), local):
+        with Grader(fn, workers=1) as grader:
+            assert grader.wants_siblings
+            assert [grader.score(t, siblings).value for t in siblings] == [0.0, 0.5]
+            assert grader.score(siblings[1]).value == 0.0  # alone among its siblings
+            assert asyncio.run(grader.graded(siblings[1], siblings)).reward.value == 0.5
+    with pytest.raises(ConfigError, match=r"takes no 'siblings'.*it takes: scale"):
+        Grader(rank, options={"siblings": ()})

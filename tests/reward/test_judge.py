@@ -270,3 +270,96 @@ def test_a_judge_is_a_part_of_a_sum_and_the_rest_stays_in_its_process():
 def test_a_wrong_option_is_refused_before_the_run(given, said):
     with pytest.raises(ConfigError, match=said):
         Grader("judge", options=given)
+
+
+# --- pairwise ------------------------------------------------------------------------
+
+
+def longer_wins(system, user):
+    answer = json.loads(user)["answer"]
+    if isinstance(answer, str):
+        return f"VERDICT {word_of(system)} {min(len(answer), 10)}"
+    first, second = len(answer["first"]), len(answer["second"])
+    verdict = 0 if first == second else 1 if first > second else 2
+    return f"VERDICT {word_of(system)} {verdict}"
+
+
+def group_of(*texts):
+    return [replace(trajectory(text, task=TASK), index=i) for i, text in enumerate(texts)]
+
+
+def marks_of(server, siblings, **more):
+    async def together(grader):
+        return await asyncio.gather(*(grader.ascore(t, siblings) for t in siblings))
+
+    with Grader("judge", options=options(server, pairwise=True, **more)) as grader:
+        assert grader.wants_siblings
+        return asyncio.run(together(grader))
+
+
+def test_siblings_are_compared_and_each_pair_is_asked_for_once_in_each_order():
+    with served(longer_wins) as server:
+        rewards = marks_of(server, group_of("a", "bbb", "cc", "dd"))
+        pairs = [json.loads(b["messages"][1]["content"])["answer"] for b in server.bodies]
+    assert [r.value for r in rewards] == pytest.approx([0.0, 1.0, 0.5, 0.5])
+    assert sorted((p["first"], p["second"]) for p in pairs) == sorted(
+        (a, b) for a in ("a", "bbb", "cc", "dd") for b in ("a", "bbb", "cc", "dd") if a != b
+    )
+    assert sum(r.parts["judge_requests"] for r in rewards) == len(pairs) == 12
+    assert sum(r.parts["judge_tokens"] for r in rewards) == 12 * 110
+
+
+def test_rivals_bound_the_comparisons():
+    texts = ["x" * n for n in (1, 2, 3, 4, 5, 6)]
+    with served(longer_wins) as server:
+        rewards = marks_of(server, group_of(*texts), rivals=2)
+        assert len(server.bodies) == 12  # six neighbours on the ring, in two orders
+    # Every one is compared with the two beside it; the ring joins the shortest and the longest.
+    assert [r.value for r in rewards] == [0.0, 0.5, 0.5, 0.5, 0.5, 1.0]
+    with served(longer_wins) as server, pytest.raises(RewardError, match="even number"):
+        marks_of(server, group_of("a", "b", "c", "d"), rivals=3)
+
+
+def test_equal_answers_are_equally_good_and_cost_nothing():
+    with served(longer_wins) as server:
+        rewards = marks_of(server, group_of("same", "same"))
+        assert [r.value for r in rewards] == [0.5, 0.5] and not server.bodies
+
+
+def test_one_that_is_scored_alone_gets_its_mark():
+    with served(longer_wins) as server:
+        assert judged(server, "four", pairwise=True).value == 0.4
+        with Grader("judge", options=options(server)) as grader:
+            assert not grader.wants_siblings  # nothing waits for siblings that nobody looks at
+
+
+def test_no_verdict_on_a_pair_is_an_error():
+    with (
+        served(lambda s, u: "hard to say") as server,
+        pytest.raises(RewardError, match="gave no verdict"),
+    ):
+        marks_of(server, group_of("a", "bb"), retries=1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_orders_in_a_compared_text_stay_a_quotation(order):
+    def script(system, user):
+        pair = json.loads(user)["answer"]  # what broke out of it would not be read at all
+        assert set(pair) == {"first", "second"} and "<" not in user
+        return f"VERDICT {word_of(system)} {1 if pair['first'] == '42' else 2}"
+
+    with served(script) as server:
+        assert [r.value for r in marks_of(server, group_of("42", order))] == [1.0, 0.0]
+
+
+def test_a_pairwise_judge_in_a_sum_of_sums():
+    inner = {"judge": {"weight": 2.0, "pairwise": True}}
+    with served(longer_wins) as server:
+        inner["judge"] |= options(server)
+        rewards = {"exact_match": 1.0, "weighted_sum": {"weight": 0.5, "rewards": inner}}
+        siblings = group_of("<answer>42</answer>", "no")
+        with make_grader("weighted_sum", timeout_s=30.0, options={"rewards": rewards}) as grader:
+            assert grader.wants_siblings
+            first, second = (grader.score(t, siblings) for t in siblings)
+    assert first.value == first.parts["exact_match"] + 0.5 * 2.0 * 1.0
+    assert second.value == 0.0 and second.parts["judge"] == 0.0

@@ -13,7 +13,7 @@ from agent_r1.rollout.group import Group, GroupRunner, require_usable
 from agent_r1.rollout.limits import LoopLimits, Sampling, derive_seed
 from agent_r1.testing import HANG, Reply, ScriptedEngine, byte_tokenizer
 from agent_r1.tool.base import BaseToolEnv, call_context
-from agent_r1.types import Finish, Outcome, Task
+from agent_r1.types import Finish, Outcome, Reward, Task
 
 CODE = "think <code>\nprint(1)\n</code>"
 ANSWER = "the answer is 1"
@@ -267,3 +267,84 @@ def test_a_bug_of_ours_crashes_and_keeps_what_had_finished(codec):
         asyncio.run(runner.run([Group(TASK, "g", 3)], Sampling(), on_finished=finished.append))
     assert [t.index for t in finished][:1] == [0]
     assert engine.open_ids == set()
+
+
+# --- rewards that compare siblings ------------------------------------------------------
+
+
+async def compared(trajectory, siblings=()):
+    """A reward that says how many it was scored with."""
+    if trajectory.index == 3:
+        return replace(trajectory, error="no reward for this one")
+    return replace(trajectory, reward=Reward(float(len(siblings))))
+
+
+def run_together(codec, script, n=4, enough=None, scorer=compared, during=None):
+    env = EchoEnv()
+    engine = ScriptedEngine(codec.tokenizer, script)
+    loop = AgentLoop(engine, codec, env, LoopLimits(max_turns=4, max_response_length=1000))
+    runner = GroupRunner(loop, engine, scorer, compares=True)
+    told = []
+
+    async def sample():
+        async with runner.rollouts(
+            Sampling(stop=env.stop_strings), told.append, enough=enough
+        ) as r:
+            r.submit([Group(TASK, "g0", n), Group(TASK, "g1", n)])
+            if during is not None:
+                await during(r)
+                return [], r.running
+            return [await r.next(), await r.next()], r.running
+
+    finished, running = asyncio.run(sample())
+    assert running == 0 and engine.open_ids == set()
+    return {f.group.group_id: f.trajectories for f in finished}, told
+
+
+def test_siblings_are_scored_together_without_those_that_failed(codec):
+    def script(call):
+        return EngineError("gone") if call.request_id == "g0/1" else ANSWER
+
+    found, told = run_together(codec, script)
+    first, second = found["g0"], found["g1"]
+    assert [t.reward and t.reward.value for t in first] == [3.0, None, 3.0, None]
+    assert [t.reward and t.reward.value for t in second] == [4.0, 4.0, 4.0, None]
+    assert first[1].outcome.failed and second[3].error == "no reward for this one"
+    assert len(told) == 8
+
+
+def test_enough_siblings_are_scored_and_the_rest_is_cut(codec):
+    def script(call):
+        return EngineError("gone") if call.request_id == "g0/0" else ANSWER
+
+    found, told = run_together(codec, script, n=5, enough=2)
+    for members in found.values():
+        good = [t for t in members if not t.outcome.failed]
+        assert len(good) == 2 and all(t.reward.value == 2.0 for t in good if t.index != 3)
+    assert len(told) == sum(len(members) for members in found.values())
+
+
+def test_a_group_that_is_cut_while_it_is_compared_is_forgotten(codec):
+    entered = asyncio.Event()
+
+    async def slow(trajectory, siblings=()):
+        entered.set()
+        await asyncio.sleep(0.05)
+        return await compared(trajectory, siblings)
+
+    async def during(rollouts):
+        await entered.wait()
+        rollouts.cut(Group(TASK, "g0", 4))
+        rollouts.cut(Group(TASK, "g1", 4))
+        await asyncio.sleep(0.2)
+
+    _, told = run_together(codec, [ANSWER], scorer=slow, during=during)
+    assert told == []
+
+
+def test_what_is_run_to_the_end_is_scored_alone(codec):
+    engine = ScriptedEngine(codec.tokenizer, [ANSWER])
+    loop = AgentLoop(engine, codec, EchoEnv(), LoopLimits(max_turns=2, max_response_length=100))
+    runner = GroupRunner(loop, engine, compared, compares=True)
+    results = asyncio.run(runner.run([Group(TASK, "g", 3)], Sampling()))
+    assert [t.reward.value for t in results] == [0.0, 0.0, 0.0]

@@ -7,6 +7,7 @@ import pytest
 from agent_r1.errors import TemplateError
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.context import ContextWriter
+from agent_r1.rollout.endpoint.messages import ChatRenderer
 from agent_r1.rollout.opening import announced
 from agent_r1.testing import byte_tokenizer
 from agent_r1.tool import Start
@@ -62,7 +63,8 @@ def test_calls_and_results_keep_their_links():
 def test_a_template_without_tools_gets_them_in_words():
     text = shown(PLAIN, Task("t", HISTORY, tools=(ADD,)))
     assert '<tool_call>\n{"name": "add", "arguments": {"a": 5}}\n</tool_call>' in text
-    assert "<|im_start|>user\n<tool_response>\nsix\n</tool_response><|im_end|>" in text
+    six, five = (f"<tool_response>\n{word}\n</tool_response>" for word in ("six", "five"))
+    assert f"<|im_start|>user\n{six}\n{five}<|im_end|>" in text
     assert text.startswith("<|im_start|>system\nYou can call functions")
 
 
@@ -103,3 +105,192 @@ def test_plain_messages_are_the_templates_alone():
     codec = Codec(byte_tokenizer(chat_template=TOOLS_IN_TEMPLATE))
     task = Task("t", ({"role": "user", "content": "<|im_start|>?"},))
     assert ContextWriter(codec).opening(task, Start()) == codec.render(task)
+
+
+# --- behind a sampled answer, by family ----------------------------------------------------
+
+# In our own words, with the habits of the originals: where a tool's result may stand, how a
+# turn ends that calls a tool, what becomes of text beside a call.
+TURN = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+RESULTS_BEHIND_CALLS = (  # gpt-oss
+    "{% set last = namespace(call='') %}{% for m in messages %}"
+    "{% if m.role == 'tool' %}{% if not last.call %}{{ raise_exception('no call') }}{% endif %}"
+    "<|im_start|>{{ last.call }}:{{ m.content | tojson }}<|im_end|>"
+    "{% elif m.tool_calls %}{% set last.call = m.tool_calls[0].function.name %}"
+    "<|im_start|>assistant\n{{ m.content }}[{{ last.call }}]<|call|>"
+    "{% elif m.role != 'system' or loop.first %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}" + TURN
+)
+TEXT_BEHIND_RESULTS = (  # Gemma 4
+    "{% for m in messages %}{% if m.role != 'tool' %}<|im_start|>{{ m.role }}\n"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}"
+    "{% for r in messages[loop.index:] if m.tool_calls and r.role == 'tool' %}"
+    "<|tool_response>{{ r.content }}<im>{% endfor %}{{ m.content }}"
+    "{% if m.tool_calls and loop.last %}<|tool_response>{% endif %}"
+    "{% if not m.tool_calls %}<|im_end|>\n{% endif %}{% endif %}{% endfor %}"
+    "{% if messages[-1].role != 'tool' %}" + TURN + "{% endif %}"
+)
+ONE_CALL_WITHOUT_TEXT = (  # Llama 3
+    "{% for m in messages %}{% if m.tool_calls %}"
+    "{% if m.tool_calls | length > 1 %}{{ raise_exception('one call, please') }}{% endif %}"
+    "<|im_start|>assistant\n[{{ m.tool_calls[0].function.name }}]<|eom_id|>{% else %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endif %}{% endfor %}" + TURN
+)
+NO_END_OF_TURN = (  # GLM: the next role's token ends a turn
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+THOUGHTS = (  # Qwen 3: a thought is written into the last turn only
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think></think>{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name }}]{% endfor %}<|im_end|>\n{% endfor %}"
+) + TURN
+MARKUP = ["<|call|>", "<|tool_response>", "<|eom_id|>", "<|user|>", "<|tool|>", "<|assistant|>"]
+NEXT = "<|im_start|>assistant\n"
+
+
+def codec_of(template):
+    tokenizer = byte_tokenizer(chat_template=template)
+    tokenizer.add_special_tokens({"additional_special_tokens": MARKUP})
+    return Codec(tokenizer)
+
+
+def appended(template, sampled, *messages):
+    """What is put behind an answer, whose last token the model may have sampled itself."""
+    codec = codec_of(template)
+    before = codec.render(Task("t", "?")) + codec.encode_text(sampled)
+    return codec.decode(
+        ContextWriter(codec).observation(before, messages, (), control_tokens=False)
+    )
+
+
+def result(text, name="add"):
+    return {"role": "tool", "content": text, "name": name}
+
+
+@pytest.mark.parametrize(
+    ("template", "end", "behind"),
+    [
+        (RESULTS_BEHIND_CALLS, "<|call|>", '<|im_start|>add:"11"<|im_end|>' + NEXT),
+        (TEXT_BEHIND_RESULTS, "<|tool_response>", "11<im>"),
+        (ONE_CALL_WITHOUT_TEXT, "<|eom_id|>", "<|im_start|>tool\n11<|im_end|>" + NEXT),
+        (NO_END_OF_TURN, "<|tool|>", "11<|assistant|>"),
+        (THOUGHTS, "<|im_end|>", "\n<|im_start|>tool\n11<|im_end|>\n" + NEXT),
+        (
+            TOOLS_IN_TEMPLATE,
+            "<|im_end|>",
+            "\n<|im_start|>tool add\n11 answers call00000<|im_end|>\n" + NEXT,
+        ),
+        (
+            PLAIN,
+            "<|im_end|>",
+            "\n<|im_start|>user\n<tool_response>\n11\n</tool_response><|im_end|>\n" + NEXT,
+        ),
+    ],
+    ids=["gpt-oss", "gemma4", "llama3", "glm", "qwen3", "links", "plain"],
+)
+def test_a_tools_result_stands_behind_the_call_that_it_answers(template, end, behind):
+    assert appended(template, f"[add]{end}", result("11")) == behind
+    if template is not NO_END_OF_TURN:
+        assert appended(template, "[add]", result("11")) == end + behind
+
+
+def test_several_results_are_all_kept():
+    both = (result("11"), result("12", "sub"))
+    assert '"11"<|im_end|><|im_start|>add:"12"' in appended(RESULTS_BEHIND_CALLS, "x", *both)
+    assert "tool\n11<|im_end|><|im_start|>tool\n12" in appended(ONE_CALL_WITHOUT_TEXT, "x", *both)
+    assert "\n11\n</tool_response>\n<tool_response>\n12\n" in appended(PLAIN, "x", *both)
+
+
+def test_what_a_template_would_leave_out_is_an_error():
+    """gpt-oss writes a system message at the beginning only, and says nothing elsewhere."""
+    with pytest.raises(TemplateError, match="cannot put"):
+        appended(RESULTS_BEHIND_CALLS, "x", {"role": "system", "content": "Be brief."})
+    silent = PLAIN.replace("{{ m.content }}", "{% if loop.index < 3 %}{{ m.content }}{% endif %}")
+    with pytest.raises(TemplateError, match="cannot put"):
+        appended(silent, "x", {"role": "user", "content": "more"})
+    with pytest.raises(TemplateError, match="cannot write a user's message behind an answer"):
+        ContextWriter(codec_of(silent)).check()
+    for template in (RESULTS_BEHIND_CALLS, TEXT_BEHIND_RESULTS, NO_END_OF_TURN, THOUGHTS, PLAIN):
+        ContextWriter(codec_of(template)).check()
+    ContextWriter(codec_of(None)).check()  # text is appended, and no message can be
+
+
+def test_tools_are_told_to_the_user_where_there_is_no_system_role():
+    alternating = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}"
+        "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}" + TURN
+    )
+    text = shown(alternating, Task("t", ({"role": "user", "content": "6 * 7?"},), tools=(ADD,)))
+    assert text.startswith("<|im_start|>user\nYou can call functions")
+    assert text.endswith("\n\n6 * 7?<|im_end|>\n" + NEXT)
+    both = (result("11"), result("12", "sub"))
+    assert appended(alternating, "x", *both).count("<|im_start|>user") == 1
+
+
+# --- calls, by family ----------------------------------------------------------------------
+
+TYPED = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("written", "mark"),
+    [
+        ('<tool_call>\n{"name": "add", "arguments": {"a": 5}}\n</tool_call>', "<tool_call>"),
+        (
+            "<tool_call>add\n<arg_key>a</arg_key>\n<arg_value>5</arg_value>\n</tool_call>",
+            "<arg_key>",
+        ),
+        (
+            "<tool_call>\n<function=add>\n<parameter=a>\n5\n</parameter>\n</function>\n</tool_call>",
+            "<function=<parameter=",
+        ),
+        ('{"name": "add", "parameters": {"a": 5}}', '<|eot_id|>"parameters": '),
+        ('<|python_tag|>{"name": "add", "parameters": {"a": 5}}', '<|eot_id|>"parameters": '),
+        ('[TOOL_CALLS] [{"name": "add", "arguments": {"a": 5}}]', "[TOOL_CALLS]"),
+        ("<|tool_call>call:add{a:5}<tool_call|>", "<|tool_call>call:"),
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n"  # noqa: RUF001
+            '```json\n{"a": 5}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',  # noqa: RUF001
+            "<｜tool▁call▁begin｜>",  # noqa: RUF001
+        ),
+        (
+            "<|channel|>analysis<|message|>Add.<|end|><|start|>assistant<|channel|>commentary "
+            'to=functions.add <|constrain|>json<|message|>{"a": 5}',
+            "<|channel|>functions.",
+        ),
+        (
+            ' to=functions.add<|channel|>commentary json<|message|>{"a": 5}<|call|>',
+            "<|channel|>functions.",
+        ),
+    ],
+    ids=[
+        "qwen",
+        "glm",
+        "qwen3.5",
+        "llama3",
+        "llama3.1",
+        "mistral",
+        "gemma4",
+        "deepseek",
+        "gpt-oss",
+        "told",
+    ],
+)
+def test_a_call_is_read_in_the_form_of_the_models_family(written, mark):
+    template = PLAIN + "{% if tools %}{{ " + repr(mark) + " }}{% endif %}"
+    renderer = ChatRenderer(Codec(byte_tokenizer(chat_template=template)))
+    (call,) = renderer.reply(written, (), [TYPED]).calls
+    assert (call.name, call.arguments) == ("add", {"a": 5})
+    assert renderer.reply(written, (), []).calls == ()  # nobody asked for calls
+    for text in ("Five.", written[: written.index("5")]):
+        assert renderer.reply(text, (), [TYPED]).calls == ()

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from agent_r1.data.traces import Author, Segment, Trace
 from agent_r1.models.load import load_tokenizer
 from agent_r1.rollout.codec import Codec
+from agent_r1.rollout.context import ContextWriter
 from agent_r1.rollout.engines.embedded import EmbeddedEngine
 from agent_r1.rollout.engines.embedded_stop import token_bytes
 from agent_r1.rollout.stream import TextStream
@@ -122,6 +123,7 @@ def test_the_template_is_append_only_and_opens_the_models_turn(name, codec):
     if name in BARE:
         pytest.skip("published without a chat template")
     codec.check_template()
+    ContextWriter(codec).check()
     prompt = codec.decode(codec.render(Task("t", (USER,))))
     assert prompt.endswith(TEMPLATES[name]) and prompt.count("6 * 7?") == 1
     bos = codec.tokenizer.bos_token

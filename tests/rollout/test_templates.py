@@ -120,9 +120,17 @@ def test_thinking_is_switched_by_the_configuration(thinking):
         assert rendered(QWEN3, USER, **kwargs).endswith("</think>\n\n") is not thinking
 
 
-def test_a_prompt_that_begins_a_thought_which_history_does_not_keep_is_refused():
+def test_a_prompt_that_begins_with_words_which_history_does_not_keep_is_refused():
     with pytest.raises(TemplateError, match=r"not append-only.*Let me think"):
         codec(THINKING_ONLY).check_template()
+
+
+def test_a_prompt_may_open_a_thought():
+    """DeepSeek-R1's distillations and Qwen's thinking models: what is sampled goes on from it."""
+    opens = THINKING_ONLY.replace("<think>\nLet me think.", "<think>\n")
+    assert opens != THINKING_ONLY
+    codec(opens).check_template()
+    assert rendered(opens, USER).endswith("<think>\n")
 
 
 def turn(made, prompt, text):

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from agent_r1.errors import MessageError, TemplateError
 from agent_r1.messages import Call, ChatMessage
 from agent_r1.rollout.codec import Codec, end_token_ids
-from agent_r1.tool.text import between, neutralise
+from agent_r1.rollout.endpoint.families import family_template, is_whole
+from agent_r1.tool.text import between, common_prefix, neutralise
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_ENDS_OF_CALLS = ("<|call|>", "<|eom_id|>", "<|tool_response>")
+"""What gpt-oss, Llama 3 and Gemma 4 end a turn with that calls a tool."""
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}answer\N{OBJECT REPLACEMENT CHARACTER}"
 
 
@@ -62,6 +67,12 @@ class ChatRenderer:
         self._control = tuple(token.content for token in known if token.special)
         self._announces = self._shows("tools")
         self._calls = self._shows("calls")
+        self._takes_system = self._shows("system")
+        self._text_first = self._shows("text before calls")
+        self._turn_ends = self._ends_of_turns()
+        self._own_template = getattr(codec.tokenizer, "response_template", None)
+        self._template = self._own_template or family_template(codec.tokenizer)
+        self._kept: dict[tuple[str, ...], bool] = {}
         self._written: dict[tuple[str, str], bool] = {}
 
     def prompt(
@@ -86,45 +97,96 @@ class ChatRenderer:
         """Ids to put behind a context that ends with a sampled answer.
 
         They close the answer (unless its own last token did), hold ``new``, and open the
-        next answer. None where the template refuses these messages behind an answer.
+        next answer. None where the template refuses these messages behind an answer, or
+        leaves out what one of them says.
         """
-        before = [ChatMessage("user", "?"), ChatMessage("assistant", _MARK)]
-        try:
-            text = self._text([*before, *new], tools, go_on=True)
-        except TemplateError:
-            return None
-        _, mark, behind = text.partition(_MARK)
-        if not mark or _MARK in behind:
+        behind = self._behind(new, tools)
+        if behind is None or not self.keeps(tuple(message.role for message in new)):
             return None
         ids = self._codec.encode_text(behind)
         if ids and context and context[-1] in self._ends and context[-1] == ids[0]:
             ids = ids[1:]
         return ids
 
+    def keeps(self, roles: tuple[str, ...]) -> bool:
+        """Whether the template writes what messages of these roles say behind an answer.
+
+        Gemma 4's writes a tool's result only behind a call, gpt-oss's no system message.
+        """
+        if roles not in self._kept:
+            said = [f"probe{i}" for i in range(len(roles))]
+            probes = [ChatMessage(role, text) for role, text in zip(roles, said, strict=True)]
+            behind = self._behind(probes, ()) or ""
+            self._kept[roles] = all(text in behind for text in said)
+        return self._kept[roles]
+
+    def _behind(self, new: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]) -> str | None:
+        """The template's text from the end of an answer to the beginning of the next.
+
+        Before results of tools the answer has a call for each, or one where the template takes
+        no more (Llama 3): many write a result there only.
+        """
+        results = list(takewhile(lambda message: message.role == "tool", new))
+        calls = tuple(Call(m.name or "tool", {}) for m in results) if self._calls else ()
+        found = self._behind_calls(calls, new, tools)
+        if found is None and len(calls) > 1:
+            found = self._behind_calls(calls[:1], new, tools)
+        return found
+
+    def _behind_calls(
+        self,
+        calls: tuple[Call, ...],
+        new: Sequence[ChatMessage],
+        tools: Sequence[Mapping[str, Any]],
+    ) -> str | None:
+        said = _MARK if self._text_first or not calls else ""
+        before = [ChatMessage("user", "?"), ChatMessage("assistant", said, calls)]
+        tools = tools if self._announces else ()
+        try:
+            text = self._text([*before, *new], tools, go_on=True)
+            answer = self._text(before, tools, go_on=False) if calls else ""
+        except TemplateError:
+            return None
+        if said:
+            if text.count(_MARK) != 1:
+                return None
+            text, answer = text.partition(_MARK)[2], answer.partition(_MARK)[2]
+        if calls:
+            text = text[self._end_of_turn(common_prefix(text, answer)) :]
+        return text
+
+    def _end_of_turn(self, text: str) -> int:
+        """Where the end of the turn begins that ``text`` ends with; its length without one."""
+        stem = text.rstrip()
+        ends = [end for end in self._turn_ends if stem.endswith(end)]
+        return len(stem) - max(map(len, ends)) if ends else len(text)
+
     @property
     def parses(self) -> bool:
-        """Whether the tokenizer says itself how its model's answers are read."""
-        return getattr(self._codec.tokenizer, "response_template", None) is not None
+        """Whether answers are read by a template of what they look like, and so as a whole."""
+        return self._template is not None
 
     def reply(
         self, text: str, context: Sequence[int], tools: Sequence[Mapping[str, Any]]
     ) -> ChatMessage:
         """The assistant's message that a completion is, its tool calls read.
 
-        They are read by the tokenizer's own ``response_template`` where it has one, which
-        transformers applies, and in the format of Hermes and Qwen otherwise
-        (:func:`read_reply`). What cannot be read stays text.
+        They are read by the tokenizer's own ``response_template`` or its family's
+        (:mod:`.families`), which transformers applies, and in the format of Hermes and Qwen
+        where there is none (:func:`read_reply`). What cannot be read stays text.
         """
-        if not (tools and self.parses):
+        tokenizer = self._codec.tokenizer
+        own, template = self._own_template, self._template
+        if not (tools and template):
             return read_reply(text, tools=bool(tools))
-        prefix = self._codec.decode(context)
+        prefix = self._codec.decode(context) if own else ""  # what the answer's opening says
         try:
-            found = self._codec.tokenizer.parse_response(text, prefix=prefix, tools=list(tools))
+            found = tokenizer.parse_response(text, template, prefix=prefix, tools=list(tools))
             functions = [call.get("function", call) for call in found.get("tool_calls") or ()]
             calls = tuple(Call(str(f["name"]), f.get("arguments") or {}) for f in functions)
         except (ValueError, KeyError, TypeError, AttributeError):  # no call that can be read
             return ChatMessage("assistant", text)
-        if not calls:
+        if not calls or not (own or is_whole(text, len(calls), template)):
             return ChatMessage("assistant", text)
         return ChatMessage("assistant", str(found.get("content") or ""), calls)
 
@@ -137,7 +199,8 @@ class ChatRenderer:
     ) -> str:
         tools = [self._harmless(tool) for tool in tools]
         if tools and not self._announces:
-            messages, tools = _announced(messages, tools), ()
+            role = "system" if self._takes_system else "user"
+            messages, tools = _announced(messages, tools, role), ()
         listed = self._as_dicts(messages)
         return self._codec.template_text(listed, add_generation_prompt=go_on, tools=list(tools))
 
@@ -149,7 +212,14 @@ class ChatRenderer:
         has none yet.
         """
         numbers = _Numbers()
-        return [self._as_dict(message, numbers) for message in messages]
+        found: list[dict[str, Any]] = []
+        for message, last in zip(messages, (None, *messages), strict=False):
+            made = self._as_dict(message, numbers)
+            if last is not None and last.role == message.role == "tool" and not self._calls:
+                found[-1]["content"] += "\n" + made["content"]
+            else:
+                found.append(made)
+        return found
 
     def _as_dict(self, message: ChatMessage, numbers: _Numbers) -> dict[str, Any]:
         content = message.content
@@ -223,20 +293,35 @@ class ChatRenderer:
 
     def _shows(self, what: str) -> bool:
         """Whether the template writes announced tools, or an assistant's calls, at all."""
-        probe = {"name": "probe_of_the_template", "arguments": {}}
+        probe: dict[str, Any] = {"name": "probe_of_the_template", "arguments": {}}
         described = {"type": "function", "function": {**probe, "description": "", "parameters": {}}}
         call = {"type": "function", "id": "call00000", "function": probe}
         user: dict[str, Any] = {"role": "user", "content": "?"}
         answer: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        system = {"role": "system", "content": probe["name"]}
+        probes = {"tools": [user], "calls": [user, answer], "system": [system, user]}
+        probes["text before calls"] = [user, answer | {"content": _MARK}]
         try:
             text = self._codec.template_text(
-                [user] if what == "tools" else [user, answer],
+                probes[what],
                 add_generation_prompt=False,
                 tools=[described] if what == "tools" else [],
             )
         except TemplateError:
             return False
+        if what == "text before calls":
+            text = text.partition(_MARK)[2]
         return "probe_of_the_template" in text
+
+    def _ends_of_turns(self) -> tuple[str, ...]:
+        """Control tokens behind an answer, or behind one that calls a tool."""
+        turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
+        try:
+            text = self._codec.template_text(turn, add_generation_prompt=False)
+        except TemplateError:
+            text = ""
+        behind = text.rpartition(_MARK)[2].strip()
+        return tuple(t for t in self._control if t == behind or t in _ENDS_OF_CALLS)
 
 
 class _Numbers:
@@ -266,14 +351,15 @@ def _identifier(number: int) -> str:
 
 
 def _announced(
-    messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]
+    messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]], role: str
 ) -> list[ChatMessage]:
-    """The conversation with a system message that describes the tools."""
+    """The conversation with the tools described in its system message, or the user's first."""
     text = in_words(tools)
-    if messages[0].role == "system":
-        first = ChatMessage("system", f"{messages[0].content}\n\n{text}")
-        return [first, *messages[1:]]
-    return [ChatMessage("system", text), *messages]
+    first = messages[0]
+    if first.role != role:
+        return [ChatMessage(role, text), *messages]
+    both = (first.content, text) if role == "system" else (text, first.content)
+    return [replace(first, content="\n\n".join(both)), *messages[1:]]
 
 
 def in_words(tools: Sequence[Mapping[str, Any]]) -> str:

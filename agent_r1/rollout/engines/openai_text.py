@@ -8,7 +8,7 @@ that no text can spell. :func:`read_prompt` turns such a prompt into messages ag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent_r1.errors import TemplateError
@@ -67,7 +67,7 @@ class MessageCodec(Codec):
         prompt = task.prompt
         if isinstance(prompt, str):
             prompt = ({"role": "user", "content": prompt},)
-        return self._apply(prompt, add_generation_prompt=True)
+        return super().render(replace(task, prompt=prompt))
 
     def encode_observation(self, text: str, *, control_tokens: bool = False) -> tuple[int, ...]:
         if not text:
