@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import json
 import re
 import secrets
@@ -102,16 +103,16 @@ class Judge:
         self._refused: str | None = None
         self._lock = threading.Lock()
 
-    def mark(self, task: Task, answer: str, used: Usage) -> tuple[float, bool]:
-        """The mark of ``answer`` from 0 to 1, and whether it was remembered.
+    def mark(self, task: Task, answer: str, used: Usage) -> float:
+        """The mark of ``answer`` from 0 to 1. What it took is added to ``used``.
 
         Raises:
             RewardError: there is no mark. It is never 0 instead.
         """
         self._require_probed(used)
         form = _SCORE_FORM.format(word="{word}", low=self._low, high=self._high)
-        mark, remembered = self._verdict(form, self._shown(task, self._cut(answer)), used)
-        return (mark - self._low) / (self._high - self._low), remembered
+        mark = self._verdict(form, self._shown(task, self._cut(answer)), used)
+        return (mark - self._low) / (self._high - self._low)
 
     def compare(self, task: Task, first: str, second: str, used: Usage) -> float:
         """How often ``first`` is better than ``second``: 1, 0.5 or 0, in between where the two
@@ -123,7 +124,7 @@ class Judge:
         total = 0.0
         for one, other, wins in ((first, second, 1), (second, first, 2)):
             pair = {"first": self._cut(one), "second": self._cut(other)}
-            verdict, _ = self._verdict(_PAIR_FORM, self._shown(task, pair), used, (0.0, 2.0))
+            verdict = self._verdict(_PAIR_FORM, self._shown(task, pair), used, (0.0, 2.0))
             total += 0.5 if verdict not in (1.0, 2.0) else float(verdict == wins)
         return total / 2
 
@@ -147,7 +148,7 @@ class Judge:
             form = _SCORE_FORM.format(word="{word}", low=self._low, high=self._high)
             task = Task("probe", "Name the capital of France and explain why it is there.")
             shown = self._shown(task, _ORDER.format(high=self._high))
-            mark, _ = self._verdict(form, shown, used)
+            mark = self._verdict(form, shown, used)
             if mark > (self._low + self._high) / 2:
                 self._refused = (
                     f"the judge {self._server.model!r} obeys orders in the text that it marks (it "
@@ -163,17 +164,17 @@ class Judge:
         shown: Mapping[str, Any],
         used: Usage,
         scale: tuple[float, float] | None = None,
-    ) -> tuple[float, bool]:
+    ) -> float:
         low, high = scale or (self._low, self._high)
         content = _quoted(shown)
         key = self._key(form, content)
         with self._cache.asking(key):
             known = self._cache.get(key)
             if known is not None:
-                return known, True
+                return known
             verdict = self._ask(form, content, used, low, high)
             self._cache.put(key, verdict)
-            return verdict, False
+            return verdict
 
     def _ask(self, form: str, content: str, used: Usage, low: float, high: float) -> float:
         for attempt in range(self._retries + 1):
@@ -316,44 +317,34 @@ async def judge(
     Raises:
         RewardError: no mark could be had; the trajectory stays without a reward.
     """
+    given = locals()
     known = judge_of(
-        {
-            "url": url,
-            "model": model,
-            "api_key_env": api_key_env,
-            "timeout_s": timeout_s,
-            "max_concurrency": max_concurrency,
-            "budget_tokens": budget_tokens,
-            "extra_body": extra_body,
-        },
+        {name: given[name] for name in _OF_SERVER},
         rubric,
-        {
-            "scale": scale,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "probe": probe,
-            "retries": retries,
-            "backoff_s": backoff_s,
-            "max_chars": max_chars,
-            "cache": cache,
-        },
+        {name: given[name] for name in _OF_JUDGE},
     )
-    answer = _graded(trajectory, graded, state)
-    if pairwise and len(siblings) > 1:
-        others = [_graded(t, graded, state) for t in opponents(trajectory, siblings, rivals)]
-        taken = [Usage() for _ in others]
-        wins = await asyncio.gather(
-            *(
-                to_daemon_thread(known.compare, trajectory.task, answer, other, used)
-                for other, used in zip(others, taken, strict=True)
-            )
-        )
-        used = total(taken)
-        mark, remembered = fmean(wins), not used.requests
-    else:
+    others = opponents(trajectory, siblings, rivals) if pairwise else []
+    texts = [_graded(each, graded, state) for each in (trajectory, *others)]
+    mark, used = await _judged(known, trajectory.task, texts)
+    return Reward(mark, {"judge": mark, **spent(used, prices)})
+
+
+_OF_SERVER = tuple(inspect.signature(JudgeServer).parameters)
+_OF_JUDGE = tuple(inspect.signature(Judge).parameters)[2:]  # all but the server and the rubric
+
+
+async def _judged(judge: Judge, task: Task, texts: Sequence[str]) -> tuple[float, Usage]:
+    """The mark of the one text, or how often the first is better than the others."""
+    answer, *others = texts
+    if not others:
         used = Usage()
-        mark, remembered = await to_daemon_thread(known.mark, trajectory.task, answer, used)
-    return Reward(mark, {"judge": mark, **spent(used, remembered, prices)})
+        return await to_daemon_thread(judge.mark, task, answer, used), used
+    taken = [Usage() for _ in others]
+    compared = [
+        to_daemon_thread(judge.compare, task, answer, other, used)
+        for other, used in zip(others, taken, strict=True)
+    ]
+    return fmean(await asyncio.gather(*compared)), total(taken)
 
 
 def opponents(
@@ -384,13 +375,13 @@ def _graded(trajectory: Trajectory, graded: str, state: bool) -> str:
     return answer
 
 
-def spent(used: Usage, remembered: bool, prices: Sequence[float]) -> dict[str, float]:
+def spent(used: Usage, prices: Sequence[float]) -> dict[str, float]:
     """What a judgement took, as parts of a reward."""
     cost = used.prompt_tokens * prices[0] + used.completion_tokens * prices[1]
     return {
         "judge_requests": float(used.requests),
         "judge_failures": float(used.failures),
         "judge_tokens": float(used.tokens),
-        "judge_cached": float(remembered),
+        "judge_cached": float(not used.requests),
         "judge_cost": cost / 1e6,
     }
