@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
@@ -26,6 +27,7 @@ import yaml
 from numpy.typing import NDArray
 
 from agent_r1.errors import ConfigError, DataError
+from agent_r1.monitor.index import columns
 from agent_r1.monitor.index.build import NAMED, IndexFile, place_for
 from agent_r1.monitor.index.source import open_source
 
@@ -43,6 +45,9 @@ SORTS = (
     "spread",
 )
 """``number`` is the order of writing. ``spread`` is that of the rewards of the siblings."""
+_REMEMBERED = 8
+_BEGINNING = 10_000
+"""Rows up to which a page is found without putting everything in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +162,7 @@ class RunIndex:
         self._lock = RLock()
         self._index = IndexFile(place_for(folder), self._source, _environment(folder))
         self._found: OrderedDict[Query, NDArray[np.int64]] = OrderedDict()
+        self._spread: NDArray[np.float64] | None = None
         self._index.read()
 
     @property
@@ -186,6 +192,7 @@ class RunIndex:
         """Drop the remembered answers to the last questions, as a change of the run does."""
         with self._lock:
             self._found.clear()
+            self._spread = None
 
     def page(self, query: Query) -> Page:
         """The rows of one page, in order; those without a value come last.
@@ -194,9 +201,7 @@ class RunIndex:
             ConfigError: ``sort`` is no field to sort by.
         """
         with self._lock:
-            found = self._ordered(query)
-            chosen = found[query.offset : query.offset + query.limit]
-            return Page(self._rows(chosen), len(found))
+            return Page(self._rows(self._first(query)), len(self._fitting(query)))
 
     def keys(self, query: Query) -> list[str]:
         """The keys of everything that fits, in order: what a page walks through."""
@@ -231,8 +236,8 @@ class RunIndex:
             DataError: there is none of that key, or it has been cut off since.
         """
         with self._lock:
-            fact = self._index.facts[self._number(key)]
-            record = self._source.record(int(fact["place"]), int(fact["size"]))
+            fact = self._index.facts.row(self._number(key))
+            record = self._source.record(fact["place"], fact["size"])
         if record is None:
             raise DataError(f"trajectory {key} of {self.folder} has been cut off since; refresh")
         return record
@@ -247,58 +252,37 @@ class RunIndex:
     def histogram(self, field: Field, query: Query, bins: int = 20) -> Histogram:
         """How a number is distributed over what fits; equal widths, integers where it has few."""
         with self._lock:
-            values = self._index.facts[field][self._fitting(query)].astype(np.float64)
-        known = values[np.isfinite(values)]
-        if not len(known):
-            return Histogram((), (), len(values))
-        low, high = float(known.min()), float(known.max())
-        whole = bool(np.all(known == np.round(known)))
-        if whole and high - low < bins:
-            edges: Any = np.arange(low, high + 2) - 0.5
-        else:
-            edges = np.linspace(low, high if high > low else low + 1, bins + 1)
-        counts, edges = np.histogram(known, edges)
-        return Histogram(tuple(edges.tolist()), tuple(counts.tolist()), len(values) - len(known))
+            values = self._index.facts[field][self._fits(query)]
+            edges, counts, missing = columns.histogram(values, bins)
+        return Histogram(tuple(edges), tuple(counts), missing)
 
     def counts(self, field: str, query: Query) -> dict[str, int]:
         """How many of what fits have each split, outcome, environment or source."""
         with self._lock:
             if field not in NAMED:
                 raise ConfigError(f"counts of {field}? They are told of {', '.join(NAMED)}")
-            numbers = self._index.facts[field][self._fitting(query)]
+            numbers = self._index.facts[field][self._fits(query)]
             counts = np.bincount(numbers, minlength=len(self._index.names(field)))
             return dict(zip(self._index.names(field), counts.tolist(), strict=True))
 
     def steps(self, split: str | None = None) -> tuple[StepSummary, ...]:
         """Every step of a split, or of all of them, in order."""
         with self._lock:
-            facts = self._index.facts[self._fitting(Query(split=split))]
+            fits = self._fits(Query(split=split))
             splits, outcomes = self._index.names("split"), self._index.names("outcome")
-        if not len(facts):
-            return ()
-        names, part = np.unique(
-            facts["step"].astype(np.int64) << 16 | facts["split"], return_inverse=True
-        )
-        known = facts["success"] >= 0
-        size, scored = np.bincount(part), np.bincount(part, known)
-        reward = np.bincount(part, np.where(known, facts["reward"], 0.0))
-        success = np.bincount(part, np.where(known, facts["success"], 0))
-        tokens = np.bincount(part, facts["tokens"])
-        kinds = np.bincount(
-            part * len(outcomes) + facts["outcome"], minlength=len(names) * len(outcomes)
-        ).reshape(len(names), -1)
+            found = columns.step_sums(self._index.facts, fits, len(splits), len(outcomes))
         return tuple(
             StepSummary(
-                step=int(name) >> 16,
-                split=splits[int(name) & 0xFFFF],
-                count=int(size[i]),
-                scored=int(scored[i]),
-                reward=float(reward[i] / scored[i]) if scored[i] else None,
-                success=float(success[i] / scored[i]) if scored[i] else None,
-                tokens=float(tokens[i] / size[i]),
-                outcomes={outcomes[k]: int(kinds[i, k]) for k in np.flatnonzero(kinds[i])},
+                step=step,
+                split=splits[number],
+                count=count,
+                scored=scored,
+                reward=reward / scored if scored else None,
+                success=success / scored if scored else None,
+                tokens=tokens / count,
+                outcomes={outcomes[k]: count for k, count in enumerate(kinds) if count},
             )
-            for i, name in enumerate(names)
+            for (step, number), count, scored, reward, success, tokens, kinds in found
         )
 
     def close(self) -> None:
@@ -312,60 +296,86 @@ class RunIndex:
             raise DataError(f"{self.folder} has no trajectory {key}")
         return int(key)
 
-    def _ordered(self, query: Query) -> NDArray[np.int64]:
-        if query.sort not in SORTS:
-            raise ConfigError(f"sort={query.sort} is none of {', '.join(SORTS)}")
-        asked = replace(query, offset=0, limit=0)
-        if asked not in self._found:
-            self._found[asked] = self._sorted(self._fitting(query), query)
-        self._found.move_to_end(asked)
-        if len(self._found) > 8:
-            self._found.popitem(last=False)
-        return self._found[asked]
+    def _first(self, query: Query) -> NDArray[np.int64]:
+        """The numbers of one page, in order."""
+        end = query.offset + query.limit
+        if query.sort == "number" or _whole(query) in self._found or end > _BEGINNING:
+            return self._ordered(query)[query.offset : end]
+        numbers = self._fitting(query)
+        places = columns.first_places(self._values(query.sort)[numbers], end, query.descending)
+        return numbers[places[query.offset :]]
 
-    def _sorted(self, numbers: NDArray[np.int64], query: Query) -> NDArray[np.int64]:
+    def _ordered(self, query: Query) -> NDArray[np.int64]:
+        """The numbers of everything that fits, in order."""
+        numbers = self._fitting(query)
         if query.sort == "number":
             return numbers[::-1] if query.descending else numbers
-        if query.sort == "spread":
-            values = _spread(self._index.facts)[numbers]
-        else:
-            values = self._index.facts[query.sort][numbers].astype(np.float64)
-        # NaN sorts last in either direction, and equal values stay in the order of writing.
-        order = np.argsort(-values if query.descending else values, kind="stable")
-        return numbers[order]
+
+        def order() -> NDArray[np.int64]:
+            values = self._values(query.sort)[numbers]
+            return numbers[columns.first_places(values, len(values), query.descending)]
+
+        return self._remembered(_whole(query), order)
 
     def _fitting(self, query: Query) -> NDArray[np.int64]:
         """Ascending numbers of the rows that fit."""
+        asked = replace(_whole(query), sort="number", descending=False)
+
+        def find() -> NDArray[np.int64]:
+            return np.arange(self._index.rows)[self._fits(asked)]
+
+        return self._remembered(asked, find)
+
+    def _remembered(self, asked: Query, find: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+        if asked not in self._found:
+            self._found[asked] = find()
+        self._found.move_to_end(asked)
+        if len(self._found) > _REMEMBERED:
+            self._found.popitem(last=False)
+        return self._found[asked]
+
+    def _values(self, sort: str) -> NDArray[np.float64]:
+        """``[rows]``: what the rows are sorted by."""
+        if sort not in SORTS:
+            raise ConfigError(f"sort={sort} is none of {', '.join(SORTS)}")
         facts = self._index.facts
-        fits = np.ones(len(facts), dtype=bool)
+        if sort != "spread":
+            return facts[sort].astype(np.float64)
+        if self._spread is None:
+            self._spread = columns.spread(facts["group"], facts["reward"])
+        return self._spread
+
+    def _fits(self, query: Query) -> columns.Mask | slice:
+        """Which rows fit, to choose them from a column; all of them where nothing is asked."""
+        facts = self._index.facts
+        fits: list[columns.Mask] = []
         for kind in NAMED:
             if (name := getattr(query, kind)) is not None:
                 names = self._index.names(kind)
-                fits &= facts[kind] == (names.index(name) if name in names else 65535)
+                fits.append(facts[kind] == (names.index(name) if name in names else 65535))
         for field, low, high in (
             ("step", query.step_from, query.step_to),
             ("reward", query.reward_min, query.reward_max),
             ("tokens", query.tokens_min, query.tokens_max),
         ):
             if low is not None:
-                fits &= facts[field] >= low
+                fits.append(facts[field] >= low)
             if high is not None:
-                fits &= facts[field] <= high
+                fits.append(facts[field] <= high)
         if query.tool_error is not None:
-            fits &= (facts["tool_errors"] > 0) == query.tool_error
+            fits.append((facts["tool_errors"] > 0) == query.tool_error)
         if query.success is not None:
-            fits &= facts["success"] == int(query.success)
+            fits.append(facts["success"] == int(query.success))
         if query.text and query.text.strip():
-            numbers = self._index.search(query.text)
-            return numbers[fits[numbers]]
-        return np.flatnonzero(fits)
+            fits.append(self._index.search(query.text))
+        return np.logical_and.reduce(fits) if fits else slice(None)
 
     def _rows(self, numbers: NDArray[np.int64]) -> tuple[Row, ...]:
-        shown = self._index.shown([int(number) for number in numbers])
+        shown = self._index.shown(numbers.tolist())
         names = {kind: self._index.names(kind) for kind in NAMED}
         return tuple(
-            _row(int(number), self._index.facts[number], shown[int(number)], names)
-            for number in numbers
+            _row(number, self._index.facts.row(number), shown[number], names)
+            for number in numbers.tolist()
         )
 
 
@@ -378,16 +388,9 @@ def _environment(folder: Path) -> str:
         return ""
 
 
-def _spread(facts: NDArray[Any]) -> NDArray[np.float64]:
-    """Standard deviation of the rewards of each row's group; NaN where nothing was scored."""
-    _, group = np.unique(facts["group"], return_inverse=True)
-    known = ~np.isnan(facts["reward"])
-    values = np.where(known, facts["reward"], 0.0)
-    with np.errstate(invalid="ignore"):
-        count = np.bincount(group, known)
-        mean = np.bincount(group, values) / count
-        square = np.bincount(group, np.where(known, (values - mean[group]) ** 2, 0.0)) / count
-    return np.asarray(np.sqrt(square)[group])
+def _whole(query: Query) -> Query:
+    """What is asked, whichever page of it is shown."""
+    return replace(query, offset=0, limit=0)
 
 
 def _row(number: int, fact: Any, shown: tuple[str, str, str], names: dict[str, list[str]]) -> Row:

@@ -4,8 +4,8 @@
 
     blocks    packed rows of numbers (facts.py), a few thousand in each blob
     shown     task, group and excerpt of each trajectory
-    words     FTS5 over all text, without the text itself and without positions
     names     what the numbers of splits, outcomes, environments and sources stand for
+    words, frequent, spans, places    the words of all text (text.py)
 
 Rows are numbered like the records of the run. A run that is resumed cuts its file back; the
 index notices, because the records at its end are no longer those it has seen, and forgets
@@ -27,23 +27,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent_r1.errors import DataError
-from agent_r1.monitor.index.facts import FACTS, Described, describe, search_words
+from agent_r1.monitor.index.columns import Columns, Mask
+from agent_r1.monitor.index.facts import FACTS, Described, describe
 from agent_r1.monitor.index.source import Entry, Source
+from agent_r1.monitor.index.text import SCHEMA, TextIndex
+from agent_r1.monitor.index.words import search_words
 
 INDEX_FILE = "index.sqlite"
-VERSION = 1
+VERSION = 2
 NAMED = ("split", "outcome", "environment", "source")
 BLOCK = 4096
 """Rows below which the last block is written anew with what comes next."""
 BATCH = 512
 """Records of one transaction: what a kill loses, and how long others wait for the lock."""
 
-_SCHEMA = """
-CREATE TABLE blocks (first INTEGER PRIMARY KEY, data BLOB);
+_SCHEMA = f"""{SCHEMA}CREATE TABLE blocks (first INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE shown (number INTEGER PRIMARY KEY, task TEXT, group_id TEXT, excerpt TEXT);
 CREATE TABLE names (kind TEXT, name TEXT, number INTEGER, UNIQUE (kind, name));
 CREATE TABLE state (key TEXT PRIMARY KEY, value INTEGER);
-CREATE VIRTUAL TABLE words USING fts5(text, content='', detail=none);
 INSERT INTO state VALUES ('rows', 0), ('document', 0), ('cuts', 0), ('place', 0);
 """
 
@@ -55,16 +56,16 @@ class IndexFile:
         self._source = source
         self._environment = environment
         self._db = _open(path)
+        self._text = TextIndex(self._db)
         self._names = {kind: dict[str, int]() for kind in NAMED}
         self._cuts = -1
-        self._facts = np.zeros(0, FACTS)
-        self.rows = 0
+        self.facts = Columns()
+        """Of the rows as of the last :meth:`read`."""
         self.place = 0
 
     @property
-    def facts(self) -> NDArray[Any]:
-        """``[rows]`` of :data:`FACTS`, as of the last :meth:`read`. Not to be written to."""
-        return self._facts[: self.rows]
+    def rows(self) -> int:
+        return self.facts.rows
 
     @property
     def pending(self) -> int:
@@ -85,6 +86,7 @@ class IndexFile:
             self._cuts = state["cuts"]
             for kind, name, number in self._db.execute("SELECT kind, name, number FROM names"):
                 self._names[kind][name] = number
+            self._text.load()
         self.place = state["place"]
         return changed
 
@@ -121,24 +123,17 @@ class IndexFile:
         found = self._db.execute(f"SELECT * FROM shown WHERE number IN ({marks})", numbers)
         return {number: (task, group, excerpt) for number, task, group, excerpt in found}
 
-    def search(self, text: str) -> NDArray[np.int64]:
-        """Ascending numbers of the rows in whose text all words of ``text`` occur.
+    def search(self, text: str) -> Mask:
+        """``[rows]``: in whose text all words of ``text`` occur.
 
         The last word may be the beginning of one.
         """
-        words = search_words(text)
-        if not words:
-            return np.arange(self.rows)
-        asked = " ".join(f'"{word}"' for word in words) + ("*" if text[-1:].isalnum() else "")
-        (found,) = self._db.execute(
-            "SELECT group_concat(rowid, ' ') FROM words WHERE words MATCH ?", [asked]
-        ).fetchone()
-        documents = np.sort(np.fromstring(found or "", dtype=np.int64, sep=" "))
-        known = np.ascontiguousarray(self.facts["document"])
-        rows = np.searchsorted(known, documents)
-        rows, documents = rows[rows < len(known)], documents[rows < len(known)]
-        kept: NDArray[np.int64] = rows[known[rows] == documents]  # others were cut off
-        return kept
+        words, known = search_words(text), self.facts["document"]
+        if not words or not self.rows:
+            return np.ones(self.rows, dtype=bool)
+        last = int(known[-1])
+        found = self._text.search(words, text[-1:].isalnum(), last + 1)
+        return found if last == self.rows - 1 else found[known]  # others were cut off
 
     def close(self) -> None:
         self._db.close()
@@ -158,6 +153,7 @@ class IndexFile:
         except BaseException:
             self._db.execute("ROLLBACK")
             self._names = {kind: {} for kind in NAMED}
+            self._text.forget()
             self._cuts = -1
             self.read()  # all of it again
             raise
@@ -167,8 +163,8 @@ class IndexFile:
         """Whether the record of a row still stands where it was found."""
         if not self.rows:
             return True
-        place, size, check = (int(self.facts[row][k]) for k in ("place", "size", "check"))
-        return self._source.check(place, size) == check
+        fact = self.facts.row(row)
+        return self._source.check(fact["place"], fact["size"]) == int(fact["check"])
 
     def _forget_what_is_gone(self) -> bool:
         """Drop the rows from the first whose record is not there any more."""
@@ -178,12 +174,11 @@ class IndexFile:
         while low < high:
             middle = (low + high) // 2
             low, high = (middle + 1, high) if self._is_current(middle) else (low, middle)
-        place = int(self.facts[low]["place"])
-        kept = self.facts[:low].copy()
+        place = int(self.facts["place"][low])
         first = self._first_of_last_block(low)
         self._db.execute("DELETE FROM blocks WHERE first >= ?", [first])
         if low > first:
-            self._write_block(first, kept[first:])
+            self._write_block(first, self.facts.packed(first, low))
         self._db.execute("DELETE FROM shown WHERE number >= ?", [low])
         self._set(rows=low, place=place, cuts=self._cuts + 1)
         self.read()
@@ -194,7 +189,7 @@ class IndexFile:
         document = self._state()["document"]
         rows: list[tuple[Any, ...]] = []
         shown: list[tuple[int, str, str, str]] = []
-        words: list[tuple[int, str]] = []
+        texts: list[str] = []
         place = self.place
         for entry in entries:
             number = self.rows + len(rows)
@@ -207,14 +202,14 @@ class IndexFile:
                 break
             rows.append(self._row(described, entry, document + len(rows)))
             shown.append((number, described.task, described.group_id, described.excerpt))
-            words.append((document + len(words), described.words))
+            texts.append(described.text)
             place = entry.next
             if len(rows) == BATCH or time.monotonic() > deadline:
                 break
         if not rows:
             return 0
         self._db.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", shown)
-        self._db.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", words)
+        self._text.add(document, texts)
         self._append_block(np.array(rows, FACTS))
         self._set(rows=self.rows + len(rows), document=document + len(rows), place=place)
         return len(rows)
@@ -239,7 +234,7 @@ class IndexFile:
     def _append_block(self, rows: NDArray[Any]) -> None:
         first = self._first_of_last_block(self.rows)
         if self.rows - first < BLOCK:
-            rows = np.concatenate([self.facts[first:], rows])
+            rows = np.concatenate([self.facts.packed(first, self.rows), rows])
         else:
             first = self.rows
         self._write_block(first, rows)
@@ -257,18 +252,12 @@ class IndexFile:
 
     def _load(self, kept: int, rows: int) -> None:
         """Rows from ``kept`` to ``rows`` out of the blocks that have them."""
-        if rows > len(self._facts):
-            grown = np.zeros(max(rows, len(self._facts) * 5 // 4), FACTS)
-            grown[:kept] = self._facts[:kept]
-            self._facts = grown
+        self.facts.resize(rows)
         first = self._first_of_last_block(kept + 1)
         for start, data in self._db.execute(
             "SELECT first, data FROM blocks WHERE first >= ? ORDER BY first", [first]
         ):
-            block = np.frombuffer(data, FACTS)
-            end = min(start + len(block), rows)
-            self._facts[start:end] = block[: end - start]
-        self.rows = rows
+            self.facts.put(start, np.frombuffer(data, FACTS))
 
     def _state(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT key, value FROM state"))

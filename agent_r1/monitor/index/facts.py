@@ -46,8 +46,6 @@ EXCERPT = 160
 """Characters of a trajectory's end that lists show."""
 
 _SPACES = re.compile(r"\s+")
-_IDEOGRAPHS = re.compile(r"([\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff])")
-_WORDS = re.compile(r"\w+")
 
 
 class _Call(msgspec.Struct):
@@ -98,14 +96,14 @@ _DECODER = msgspec.json.Decoder(_Record)
 
 
 class Described(NamedTuple):
-    """``numbers``: fields of :data:`FACTS` other than names and places. ``words`` is all text."""
+    """``numbers``: fields of :data:`FACTS` other than names and places. ``text`` is all of it."""
 
     numbers: dict[str, float]
     names: dict[str, str]
     task: str
     group_id: str
     excerpt: str
-    words: str
+    text: str
 
 
 def describe(line: bytes, environment: str = "") -> Described:
@@ -131,13 +129,8 @@ def describe(line: bytes, environment: str = "") -> Described:
         task=record.task.id,
         group_id=record.group_id,
         excerpt=_excerpt(record),
-        words=_words(record),
+        text=_text(record),
     )
-
-
-def search_words(text: str) -> list[str]:
-    """The words that a full-text search asks for; all of them must occur."""
-    return _WORDS.findall(_apart(text).replace("_", " "))
 
 
 def _odd_record(line: bytes, error: Exception) -> _Record:
@@ -210,13 +203,8 @@ def _excerpt(record: _Record) -> str:
     return text[-EXCERPT:] or (record.error or "")[:EXCERPT]
 
 
-def _words(record: _Record) -> str:
+def _text(record: _Record) -> str:
     texts = [*_prompt_texts(record.task.prompt), record.opening, record.task.id]
     for turn in record.turns:
         texts += [turn.text, turn.observation_text]
-    return _apart("\n".join([*texts, record.error or ""]))
-
-
-def _apart(text: str) -> str:
-    """Ideographs are words of their own, because nothing stands between them."""
-    return text if text.isascii() else _IDEOGRAPHS.sub(r" \1 ", text)
+    return "\n".join([*texts, record.error or ""])

@@ -1,0 +1,236 @@
+"""Full text: which documents have which words, at the same speed for rare and for common words.
+
+A word that few documents have is found by FTS5. Listing a million of them for a word that all
+have takes seconds there, so that words which turned out frequent are kept apart, as sets of
+documents that numpy joins::
+
+    words      FTS5 over the distinct words of each document that are not frequent
+    frequent   the frequent words and their numbers; a beginning of words has a ``^`` before it
+    spans      ranges of documents: the first, how many, and whether no more will come
+    places     which documents of a span have a frequent word: a bitmap, or positions if few
+
+A word is frequent from the document on at which it was found so; the documents before are in
+FTS5, and both are asked. The shortest beginnings, which a person types first, are always kept
+as frequent words are.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent_r1.monitor.index.words import Pairs, distinct, join_words, pair_words
+
+SCHEMA = """
+CREATE VIRTUAL TABLE words USING fts5(
+    text, content='', detail=none, columnsize=0, tokenize='ascii'
+);
+CREATE TABLE frequent (word TEXT PRIMARY KEY, number INTEGER);
+CREATE TABLE spans (first INTEGER PRIMARY KEY, size INTEGER, full INTEGER);
+CREATE TABLE places (
+    span INTEGER, word INTEGER, documents BLOB, PRIMARY KEY (span, word)
+) WITHOUT ROWID;
+"""
+COUNTED = 1024
+"""Documents after which it is decided which of their words are frequent."""
+SHARE = 32
+"""A word is frequent if one of so many documents has it."""
+SPAN = 4096
+"""Most documents of a span."""
+OPEN = 16
+"""Spans that are not full, at most: each search reads all spans."""
+
+HEAD = 2
+"""Characters of the longest beginnings that are kept as frequent words are."""
+
+Mask = NDArray[np.bool_]
+
+
+class TextIndex:
+    """The words of numbered documents, in tables of a database. Transactions are the caller's."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is known of the tables, as after a rollback; :meth:`load` reads it again."""
+        self._frequent: dict[str, int] = {}
+        self._heads: dict[str, int] = {}
+        self._counts: Counter[str] = Counter()
+        self._counted = 0
+
+    def load(self) -> None:
+        """Take in the frequent words that were added since."""
+        known = len(self._frequent) + len(self._heads)
+        for word, number in self._db.execute(
+            "SELECT word, number FROM frequent WHERE number >= ?", [known]
+        ):
+            self._note(word, number)
+
+    def add(self, first: int, texts: Sequence[str]) -> None:
+        """Add the documents ``first``, ``first + 1``, …, which must be beyond all others."""
+        pairs = pair_words(texts)
+        words, of_word, of_text = pairs
+        numbers = np.array([self._frequent.get(word, -1) for word in words], np.int64)
+        rare = numbers[of_word] < 0
+        self._db.executemany(
+            "INSERT INTO words (rowid, text) VALUES (?, ?)",
+            enumerate(join_words(Pairs(words, of_word[rare], of_text[rare]), len(texts)), first),
+        )
+        self._count(words, np.bincount(of_word[rare], minlength=len(words)))
+        kept = [numbers[of_word[~rare]], *(each[of_word] for each in self._heads_of(words))]
+        places = [of_text[~rare], *[of_text] * (len(kept) - 1)]
+        self._make_room(len(texts))
+        self._write_span(
+            first,
+            len(texts),
+            False,
+            _by_word(*distinct(np.concatenate(kept), np.concatenate(places))),
+        )
+        self._counted += len(texts)
+        if self._counted >= COUNTED:
+            self._promote()
+
+    def search(self, words: Sequence[str], beginning: bool, size: int) -> Mask:
+        """Which of the documents below ``size`` have all the words.
+
+        ``beginning``: the last may be the beginning of a word.
+        """
+        found = np.ones(size, dtype=bool)
+        for i, word in enumerate(words):
+            found &= self._having(word, beginning and i == len(words) - 1, size)
+        return found
+
+    # --- writing ----------------------------------------------------------------------
+
+    def _count(self, words: list[str], counts: NDArray[np.int64]) -> None:
+        met = np.flatnonzero(counts)
+        self._counts.update(dict(zip([words[i] for i in met], counts[met].tolist(), strict=True)))
+
+    def _heads_of(self, words: list[str]) -> list[NDArray[np.int64]]:
+        """For each length of beginnings, the numbers of those of the words."""
+        found = []
+        for length in range(1, HEAD + 1):
+            heads = [word[:length] for word in words]
+            for head in sorted(set(heads).difference(self._heads)):
+                self._name(f"^{head}")
+            found.append(np.array([self._heads[head] for head in heads], np.int64))
+        return found
+
+    def _name(self, word: str) -> None:
+        number = len(self._frequent) + len(self._heads)
+        self._db.execute("INSERT INTO frequent VALUES (?, ?)", [word, number])
+        self._note(word, number)
+
+    def _note(self, word: str, number: int) -> None:
+        if word.startswith("^"):
+            self._heads[word[1:]] = number
+        else:
+            self._frequent[word] = number
+
+    def _promote(self) -> None:
+        """From the next document on, words are kept apart that many of the last ones had."""
+        for word, count in self._counts.items():
+            if count * SHARE >= self._counted:
+                self._name(word)
+        self._counts.clear()
+        self._counted = 0
+
+    def _make_room(self, size: int) -> None:
+        """Join the spans at the end, if they are many or would be too long with the next."""
+        spans = self._db.execute("SELECT first, size FROM spans WHERE NOT full").fetchall()
+        full = sum(size for _, size in spans) + size > SPAN
+        if not full and len(spans) < OPEN:
+            return
+        joined: dict[int, list[NDArray[Any]]] = {}
+        start = min((first for first, _ in spans), default=0)
+        for span, word, documents in self._db.execute(
+            "SELECT span, word, documents FROM places WHERE span >= ? ORDER BY span", [start]
+        ):
+            joined.setdefault(word, []).append(_positions(documents) + (span - start))
+        self._db.execute("DELETE FROM places WHERE span >= ?", [start])
+        self._db.execute("DELETE FROM spans WHERE first >= ?", [start])
+        if spans:
+            parts = ((word, np.concatenate(joined[word])) for word in sorted(joined))
+            self._write_span(start, sum(size for _, size in spans), full, parts)
+
+    def _write_span(
+        self, first: int, size: int, full: bool, parts: Iterator[tuple[int, NDArray[Any]]]
+    ) -> None:
+        self._db.execute("INSERT INTO spans VALUES (?, ?, ?)", [first, size, full])
+        self._db.executemany(
+            "INSERT INTO places VALUES (?, ?, ?)",
+            ((first, word, _packed(positions)) for word, positions in parts),
+        )
+
+    # --- reading ----------------------------------------------------------------------
+
+    def _having(self, word: str, beginning: bool, size: int) -> Mask:
+        found = np.zeros(size + SPAN, dtype=bool)
+        if beginning and len(word) <= HEAD:
+            numbers = [self._heads[word]] if word in self._heads else []
+        else:
+            numbers = self._frequent_like(word, beginning)
+            documents = self._rare(f'"{word}"*' if beginning else f'"{word}"')
+            found[documents[documents < size]] = True
+        self._mark(numbers, found, size)
+        return found[:size]
+
+    def _frequent_like(self, word: str, beginning: bool) -> list[int]:
+        if beginning:
+            return [n for each, n in self._frequent.items() if each.startswith(word)]
+        return [self._frequent[word]] if word in self._frequent else []
+
+    def _rare(self, asked: str) -> NDArray[np.int64]:
+        (found,) = self._db.execute(
+            "SELECT group_concat(rowid, ' ') FROM words WHERE words MATCH ?", [asked]
+        ).fetchone()
+        return np.fromstring(found or "", dtype=np.int64, sep=" ")
+
+    def _mark(self, numbers: list[int], found: Mask, size: int) -> None:
+        """Set what has one of these words, or beginnings."""
+        if not numbers:
+            return
+        marks = ",".join("?" * len(numbers))
+        for span, documents in self._db.execute(
+            "SELECT span, documents FROM spans CROSS JOIN places ON span = first "
+            f"WHERE first < ? AND word IN ({marks})",
+            [size, *numbers],
+        ):
+            if len(documents) == SPAN // 8:
+                found[span : span + SPAN] |= _bits(documents)
+            else:
+                found[span + _positions(documents)] = True
+
+
+def _by_word(
+    words: NDArray[np.int64], documents: NDArray[np.int64]
+) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Pairs in order, as words with their documents."""
+    starts = np.flatnonzero(np.diff(words, prepend=-1))
+    yield from zip(words[starts].tolist(), np.split(documents, starts[1:]), strict=True)
+
+
+def _packed(positions: NDArray[Any]) -> bytes:
+    """Positions within a span: as they are if few, else a bit for each document."""
+    if 2 * len(positions) < SPAN // 8:
+        return positions.astype("<u2").tobytes()
+    bits = np.zeros(SPAN, dtype=bool)
+    bits[positions] = True
+    return np.packbits(bits).tobytes()
+
+
+def _positions(documents: bytes) -> NDArray[Any]:
+    if len(documents) == SPAN // 8:
+        return np.flatnonzero(_bits(documents))
+    return np.frombuffer(documents, "<u2").astype(np.int64)
+
+
+def _bits(documents: bytes) -> Mask:
+    return np.unpackbits(np.frombuffer(documents, np.uint8)).view(bool)
