@@ -6,7 +6,8 @@ A made run is written by the store of training, indexed, and opened by a new pro
 asks its questions ``--rounds`` times; medians and the slowest are told, and the most memory
 that the process ever took. Texts are words by Zipf's law; every trajectory has a word that
 999 others share, and the most frequent words are in all of them. Disk: about 7 kB for each
-1,000 tokens. The folder is removed at the end unless ``--keep``.
+1,000 tokens. The folder is removed at the end unless ``--keep``. ``--only`` does one part, in a
+``--folder`` that is kept, for runs whose parts take long.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ QUERIES = {
     "rare word": Query(text="needle3"),
     "rare word, filtered": Query(text="needle3", success=True, sort="reward"),
     "word of all": Query(text="ubiquitous"),
+    "words of all, sorted": Query(text="problem ubiquitous", sort="reward"),
+    "one letter": Query(text="u"),
+    "three letters": Query(text="ubi"),
     "two words": Query(text="ubiquitous needle7"),
     "last page": Query(descending=False, sort="seconds", offset=10**9),
 }
@@ -59,27 +63,35 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="Where the run is made.")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--ask", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["write", "index", "ask"])
     options = parser.parse_args()
-    if options.ask:
-        print(json.dumps(ask(options.ask, options.rounds)))
-        return
     folder = options.folder or Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
+    report: dict[str, Any] = {}
     try:
-        report = {"trajectories": options.trajectories, "tokens": options.tokens}
-        report |= write(folder, options.trajectories, options.tokens)
-        report |= index(folder, options.trajectories)
-        command = [sys.executable, __file__, "--ask", str(folder), "--rounds", str(options.rounds)]
-        child = subprocess.run(command, capture_output=True, text=True, check=True)
-        report |= json.loads(child.stdout)
+        if options.only in (None, "write"):
+            report |= write(folder, options.trajectories, options.tokens)
+        if options.only in (None, "index"):
+            report |= index(folder)
+        if options.only == "ask":
+            report |= ask(folder, options.rounds)
+        elif options.only is None:
+            report |= ask_anew(folder, options.rounds)
     finally:
-        if not options.keep:
+        if not options.keep and options.only is None:
             shutil.rmtree(folder)
     text = json.dumps(report, indent=2)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
+
+
+def ask_anew(folder: Path, rounds: int) -> dict[str, Any]:
+    """In a process of its own, so that its memory is that of a reader."""
+    command = [sys.executable, __file__, "--only", "ask", "--folder", str(folder)]
+    command += ["--rounds", str(rounds)]
+    child = subprocess.run(command, capture_output=True, text=True, check=True)
+    return dict(json.loads(child.stdout))
 
 
 def write(folder: Path, count: int, tokens: int) -> dict[str, float]:
@@ -97,18 +109,20 @@ def write(folder: Path, count: int, tokens: int) -> dict[str, float]:
     file.close()
     size = (folder / "trajectories.arrows").stat().st_size
     return {
+        "trajectories": count,
+        "tokens": tokens,
         "write_ms_each": round(seconds / count * 1000, 3),
         "kilobytes_each": round(size / count / 1000, 3),
         "gigabytes": round(size / 1e9, 3),
     }
 
 
-def index(folder: Path, count: int) -> dict[str, float]:
+def index(folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     found = RunIndex(folder)
     while found.pending:
         found.refresh(5.0)
-    assert found.count == count
+    count = found.count
     found.close()
     seconds = time.perf_counter() - began
     size = sum(path.stat().st_size for path in folder.glob("index.sqlite*"))
@@ -119,7 +133,6 @@ def index(folder: Path, count: int) -> dict[str, float]:
 
 
 def ask(folder: Path, rounds: int) -> dict[str, Any]:
-    """In a process of its own, so that its memory is that of a reader."""
     began = time.perf_counter()
     found = RunIndex(folder)
     found.page(Query())
@@ -130,6 +143,7 @@ def ask(folder: Path, rounds: int) -> dict[str, Any]:
     questions |= {
         "histogram": lambda: found.histogram("reward", Query(outcome="finished")),
         "steps": found.steps,
+        "sources": lambda: found.counts("source", Query()),
         "one trajectory": lambda: found.trajectory(str(found.count // 3)),
         "siblings": lambda: found.siblings(str(found.count // 3)),
     }
@@ -141,6 +155,7 @@ def ask(folder: Path, rounds: int) -> dict[str, Any]:
             question()
             taken[name].append((time.perf_counter() - began) * 1000)
     return {
+        "found": found.count,
         "open_ms": round(opened * 1000, 1),
         "median_ms": {name: round(statistics.median(all_), 1) for name, all_ in taken.items()},
         "slowest_ms": {name: round(max(all_), 1) for name, all_ in taken.items()},

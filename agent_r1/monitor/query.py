@@ -265,6 +265,13 @@ class RunIndex:
             counts = np.bincount(numbers, minlength=len(self._index.names(field)))
             return dict(zip(self._index.names(field), counts.tolist(), strict=True))
 
+    def step_counts(self, query: Query) -> dict[int, int]:
+        """How many of what fits each step has; steps without any are not named."""
+        with self._lock:
+            steps = self._index.facts["step"][self._fits(query)].astype(np.int64)
+            names, part = columns.numbered(steps)
+            return dict(zip(names.tolist(), np.bincount(part).tolist(), strict=True))
+
     def steps(self, split: str | None = None) -> tuple[StepSummary, ...]:
         """Every step of a split, or of all of them, in order."""
         with self._lock:

@@ -194,11 +194,10 @@ def interval_of(run: RunView, name: str) -> dict[str, list[float]]:
     parts = re.fullmatch(r"val-core/(.+)/[^/]+/mean@(\d+)", name)
     if parts is None or not run.has_trajectories:
         return found
-    index = run.index()
+    counts = run.index().step_counts(Query(split="val", source=parts[1]))
     for line in run.metrics():
         share, step = line.get(name, -1.0), int(line["step"])
-        query = Query(split="val", source=parts[1], step_from=step, step_to=step, limit=0)
-        if 0 <= share <= 1 and (tasks := index.page(query).total // int(parts[2])):
+        if 0 <= share <= 1 and (tasks := counts.get(step, 0) // int(parts[2])):
             for edge, value in zip(found, (float(step), *wilson(share, tasks)), strict=True):
                 found[edge].append(value)
     return found

@@ -125,6 +125,8 @@ def test_distributions(index):
     assert (turns.edges, turns.counts) == ((0.5, 1.5, 2.5), (1, 2))
     assert index.histogram("reward", Query(outcome="length")).counts == ()
     assert index.counts("outcome", Query(split="train")) == {"finished": 2, "length": 1}
+    assert index.step_counts(Query()) == {3: 3, 4: 1}
+    assert index.step_counts(Query(split="other")) == {}
     third, fourth = index.steps()
     assert (third.step, third.count, third.scored, third.reward) == (3, 3, 2, 0.5)
     assert third.outcomes == {"finished": 2, "length": 1}

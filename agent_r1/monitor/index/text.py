@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_r1.monitor.index.words import Pairs, distinct, join_words, pair_words
+from agent_r1.monitor.index.words import Pairs, join_words, pair_words
 
 SCHEMA = """
 CREATE VIRTUAL TABLE words USING fts5(
@@ -49,6 +50,8 @@ HEAD = 2
 """Characters of the longest beginnings that are kept as frequent words are."""
 
 Mask = NDArray[np.bool_]
+Parts = list[tuple[int, NDArray[np.int64]]]
+"""Words by their numbers, and positions of documents within a span, ascending."""
 
 
 class TextIndex:
@@ -83,16 +86,11 @@ class TextIndex:
             "INSERT INTO words (rowid, text) VALUES (?, ?)",
             enumerate(join_words(Pairs(words, of_word[rare], of_text[rare]), len(texts)), first),
         )
-        self._count(words, np.bincount(of_word[rare], minlength=len(words)))
-        kept = [numbers[of_word[~rare]], *(each[of_word] for each in self._heads_of(words))]
-        places = [of_text[~rare], *[of_text] * (len(kept) - 1)]
+        counts = np.bincount(of_word, minlength=len(words))
+        self._count(words, np.where(numbers < 0, counts, 0))
+        parts = _of_frequent(numbers, counts, of_text) + self._of_heads(pairs, len(texts))
         self._make_room(len(texts))
-        self._write_span(
-            first,
-            len(texts),
-            False,
-            _by_word(*distinct(np.concatenate(kept), np.concatenate(places))),
-        )
+        self._write_span(first, len(texts), False, sorted(parts, key=itemgetter(0)))
         self._counted += len(texts)
         if self._counted >= COUNTED:
             self._promote()
@@ -113,14 +111,19 @@ class TextIndex:
         met = np.flatnonzero(counts)
         self._counts.update(dict(zip([words[i] for i in met], counts[met].tolist(), strict=True)))
 
-    def _heads_of(self, words: list[str]) -> list[NDArray[np.int64]]:
-        """For each length of beginnings, the numbers of those of the words."""
-        found = []
+    def _of_heads(self, pairs: Pairs, texts: int) -> Parts:
+        """The beginnings of words, and the texts that have them."""
+        found: Parts = []
         for length in range(1, HEAD + 1):
-            heads = [word[:length] for word in words]
-            for head in sorted(set(heads).difference(self._heads)):
-                self._name(f"^{head}")
-            found.append(np.array([self._heads[head] for head in heads], np.int64))
+            heads = sorted({word[:length] for word in pairs.words if len(word) >= length})
+            number = {head: i for i, head in enumerate(heads)}
+            place = np.array([number.get(word[:length], -1) for word in pairs.words], np.int64)
+            having = np.zeros((len(heads) + 1, texts), dtype=bool)  # the last is of shorter words
+            having[place[pairs.of_word], pairs.of_text] = True
+            for head, row in zip(heads, having, strict=False):
+                if head not in self._heads:
+                    self._name(f"^{head}")
+                found.append((self._heads[head], np.flatnonzero(row)))
         return found
 
     def _name(self, word: str) -> None:
@@ -153,7 +156,7 @@ class TextIndex:
         for span, word, documents in self._db.execute(
             "SELECT span, word, documents FROM places WHERE span >= ? ORDER BY span", [start]
         ):
-            joined.setdefault(word, []).append(_positions(documents) + (span - start))
+            joined.setdefault(word, []).append(_positions(documents) + np.uint16(span - start))
         self._db.execute("DELETE FROM places WHERE span >= ?", [start])
         self._db.execute("DELETE FROM spans WHERE first >= ?", [start])
         if spans:
@@ -161,7 +164,7 @@ class TextIndex:
             self._write_span(start, sum(size for _, size in spans), full, parts)
 
     def _write_span(
-        self, first: int, size: int, full: bool, parts: Iterator[tuple[int, NDArray[Any]]]
+        self, first: int, size: int, full: bool, parts: Iterable[tuple[int, NDArray[Any]]]
     ) -> None:
         self._db.execute("INSERT INTO spans VALUES (?, ?, ?)", [first, size, full])
         self._db.executemany(
@@ -206,15 +209,17 @@ class TextIndex:
             if len(documents) == SPAN // 8:
                 found[span : span + SPAN] |= _bits(documents)
             else:
-                found[span + _positions(documents)] = True
+                found[span : span + SPAN][_positions(documents)] = True
 
 
-def _by_word(
-    words: NDArray[np.int64], documents: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Pairs in order, as words with their documents."""
-    starts = np.flatnonzero(np.diff(words, prepend=-1))
-    yield from zip(words[starts].tolist(), np.split(documents, starts[1:]), strict=True)
+def _of_frequent(
+    numbers: NDArray[np.int64], counts: NDArray[np.int64], of_text: NDArray[np.int64]
+) -> Parts:
+    """The frequent words by their numbers, and the texts that have them."""
+    ends = np.cumsum(counts)
+    kept = np.flatnonzero((numbers >= 0) & (counts > 0))
+    bounds = zip(numbers[kept].tolist(), (ends - counts)[kept], ends[kept], strict=True)
+    return [(number, of_text[start:end]) for number, start, end in bounds]
 
 
 def _packed(positions: NDArray[Any]) -> bytes:
@@ -226,10 +231,10 @@ def _packed(positions: NDArray[Any]) -> bytes:
     return np.packbits(bits).tobytes()
 
 
-def _positions(documents: bytes) -> NDArray[Any]:
+def _positions(documents: bytes) -> NDArray[np.uint16]:
     if len(documents) == SPAN // 8:
-        return np.flatnonzero(_bits(documents))
-    return np.frombuffer(documents, "<u2").astype(np.int64)
+        return np.flatnonzero(_bits(documents)).astype(np.uint16)
+    return np.frombuffer(documents, "<u2")
 
 
 def _bits(documents: bytes) -> Mask:

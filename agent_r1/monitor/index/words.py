@@ -59,7 +59,7 @@ def pair_words(texts: Sequence[str]) -> Pairs:
         coded = pc.utf8_slice_codeunits(lists.values, 0, LONGEST).dictionary_encode()
     words = coded.dictionary.to_pylist()
     text_of = np.repeat(np.arange(len(texts)), np.diff(lists.offsets.to_numpy()))
-    of_word, of_text = distinct(coded.indices.to_numpy().astype(np.int64), text_of)
+    of_word, of_text = _distinct(coded.indices.to_numpy(), text_of)
     if "" in words:  # before a separator at the beginning, and after one at the end
         kept = of_word != words.index("")
         of_word, of_text = of_word[kept], of_text[kept]
@@ -77,11 +77,16 @@ def join_words(pairs: Pairs, count: int) -> list[str]:
     return joined
 
 
-def distinct(
-    first: NDArray[np.int64], second: NDArray[np.int64]
+def _distinct(
+    first: NDArray[Any], second: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Each pair of numbers once, in order; the second below 65,536."""
-    pairs: NDArray[Any] = np.sort(first << _BITS | second)
+    wide = len(first) > 0 and int(first.max()) >= 1 << (32 - _BITS)
+    kind = np.uint64 if wide else np.uint32  # half the size is sorted twice as fast
+    pairs: NDArray[Any] = first.astype(kind)
+    pairs <<= _BITS
+    pairs |= second.astype(kind)
+    pairs.sort()
     if len(pairs):
         pairs = pairs[np.concatenate([[True], pairs[1:] != pairs[:-1]])]
-    return pairs >> _BITS, pairs & ((1 << _BITS) - 1)
+    return (pairs >> _BITS).astype(np.int64), (pairs & ((1 << _BITS) - 1)).astype(np.int64)
