@@ -38,10 +38,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
+from agent_r1.sandbox.http1 import Address, Pool, TransportError
 
 from agent_r1.sandbox import wire
 from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
-from agent_r1.sandbox.http1 import Address, Pool, TransportError
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 TICK = os.sysconf("SC_CLK_TCK")

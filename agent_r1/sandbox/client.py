@@ -33,10 +33,10 @@ from agent_r1.errors import (
     SandboxOverloaded,
     SandboxUnavailable,
 )
+from agent_r1.http1 import Address, Pool, Response, TransportError
 from agent_r1.sandbox import wire
 from agent_r1.sandbox.base import RunRequest, RunResult
 from agent_r1.sandbox.endpoints import Balancer, Endpoint
-from agent_r1.sandbox.http1 import Address, Pool, Response, TransportError
 from agent_r1.sandbox.jobs import RequestError
 
 ENDPOINT_VARIABLE = "SANDBOX_FUSION_ENDPOINT"
@@ -81,7 +81,9 @@ class SandboxClient:
         if endpoints is None:
             endpoints = os.environ.get(ENDPOINT_VARIABLE) or DEFAULT_ENDPOINT
         urls = endpoints.split(",") if isinstance(endpoints, str) else list(endpoints)
-        self.addresses = tuple(Address.parse(url) for url in urls if url.strip())
+        self.addresses = tuple(
+            Address.parse(url, "sandbox endpoint") for url in urls if url.strip()
+        )
         if not self.addresses:
             raise SandboxUnavailable("no sandbox endpoint is given; name at least one URL")
         self._token = token or os.environ.get(TOKEN_VARIABLE) or None

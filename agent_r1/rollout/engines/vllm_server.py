@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
-import httpx
 import msgspec
 
 from agent_r1.errors import ContextExceeded, EngineError
+from agent_r1.http1 import Address, Pool, Response, TransportError
 from agent_r1.types import Completion, Finish, SamplingParams, Versions
 
 T = TypeVar("T")
@@ -22,8 +20,6 @@ INITIAL_VERSION = -1
 UNKNOWN_VERSION = -2
 """Of a server to which a transfer did not come to its end."""
 _LOOK_S = 10.0
-_SHARE = 16
-"""Connections of one client."""
 _IDLE_S = 2.0
 """Idle connections are closed after this time. vLLM closes them after 5 s, by default, and what
 is sent while it does is lost."""
@@ -41,43 +37,6 @@ class ServerFailed(Unreachable):
     """The server answers that its engine is dead."""
 
 
-class Connections:
-    """Clients for many requests at once, with few connections each.
-
-    A client looks at all of its connections for every request: with hundreds in one, the asking
-    process is busy with nothing else.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._trust = ssl.create_default_context()
-        self._loads: dict[httpx.AsyncClient, int] = {}
-
-    def client(self, *, reuse: bool) -> httpx.AsyncClient:
-        limits = httpx.Limits(
-            max_connections=None,
-            max_keepalive_connections=None if reuse else 0,
-            keepalive_expiry=_IDLE_S,
-        )
-        return httpx.AsyncClient(base_url=self._url, limits=limits, verify=self._trust)
-
-    @contextmanager
-    def one(self) -> Iterator[httpx.AsyncClient]:
-        """The client with the fewest requests, a new one if all have their share."""
-        client = min(self._loads, key=lambda known: self._loads[known], default=None)
-        if client is None or self._loads[client] >= _SHARE:
-            client = self.client(reuse=True)
-            self._loads[client] = 0
-        self._loads[client] += 1
-        try:
-            yield client
-        finally:
-            self._loads[client] -= 1
-
-    async def close(self) -> None:
-        await asyncio.gather(*(client.aclose() for client in self._loads))
-
-
 class VLLMServer:
     """The routes of ``vllm serve --enable-scale-out`` with ``VLLM_SERVER_DEV_MODE=1``.
 
@@ -89,11 +48,10 @@ class VLLMServer:
     """
 
     def __init__(self, url: str, *, timeout_s: float, connect_s: float = 60.0) -> None:
-        self.url = url.rstrip("/")
-        self._connections = Connections(self.url)
-        self._control = self._connections.client(reuse=False)
+        address = Address.parse(url, "vLLM server")
+        self.url = address.url
+        self._pool = Pool(address, connect_seconds=connect_s, idle_seconds=_IDLE_S)
         self._timeout_s = timeout_s
-        self._connect_s = connect_s
         self._updating = False
 
     async def generate(
@@ -159,58 +117,46 @@ class VLLMServer:
     async def version(self) -> int:
         """The version that is served; :data:`INITIAL_VERSION` before any was sent."""
         try:
-            answer = await self._control.get("/weight_info", timeout=_LOOK_S)
-            label = answer.raise_for_status().json()["weight_version"]
-        except (httpx.HTTPError, ValueError, KeyError) as error:
+            answer = await self._pool.get("/weight_info", _LOOK_S)
+            label = msgspec.json.decode(self._require_200(answer))["weight_version"]
+        except (TransportError, msgspec.DecodeError, KeyError, TypeError) as error:
             raise Unreachable(f"{self.url} does not answer ({error!r})") from error
         return int(label) if label.lstrip("-").isdigit() else INITIAL_VERSION
 
     async def alive(self) -> bool:
         """Whether the server says that it is well."""
         try:
-            return (await self._control.get("/health", timeout=_LOOK_S)).status_code == 200
-        except httpx.HTTPError:
+            return (await self._pool.get("/health", _LOOK_S)).status == 200
+        except TransportError:
             return False
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Have the server do something other than a completion, once and no second time."""
         content = b"" if body is None else msgspec.json.encode(body)
-        try:
-            answer = await self._send(self._control, path, content, self._timeout_s)
-        except httpx.TransportError as error:
-            raise Unreachable(f"{self.url} is not reachable: {error!r}") from error
-        return self._content(path, answer)
+        return self._content(path, await self._send(path, content, self._timeout_s))
 
     async def close(self) -> None:
-        await self._control.aclose()
-        await self._connections.close()
+        self._pool.close()
 
     async def _complete(self, content: bytes) -> Any:
         """A completion. Asked for again, by a new connection, if an old one turns out closed."""
         path = "/inference/v1/generate"
         try:
-            try:
-                with self._connections.one() as client:
-                    answer = await self._send(client, path, content, None)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                answer = await self._send(self._control, path, content, None)
-        except httpx.TransportError as error:
-            raise Unreachable(f"{self.url} is not reachable: {error!r}") from error
+            answer = await self._pool.post(path, content, None)
+        except TransportError as error:
+            if not error.stale:
+                raise Unreachable(f"{self.url} is not reachable: {error}") from error
+            answer = await self._send(path, content, None)
         return self._content(path, answer)
 
-    async def _send(
-        self, client: httpx.AsyncClient, path: str, content: bytes, timeout_s: float | None
-    ) -> httpx.Response:
-        headers = {"Content-Type": "application/json"}
-        timeout = httpx.Timeout(timeout_s, connect=self._connect_s, pool=None)
+    async def _send(self, path: str, content: bytes, timeout_s: float | None) -> Response:
+        """By a connection of its own."""
         try:
-            return await client.post(path, content=content, headers=headers, timeout=timeout)
-        except httpx.ConnectTimeout as error:
-            raise Unreachable(
-                f"{self.url} took no connection within {self._connect_s:g} s"
-            ) from error
-        except httpx.TimeoutException as error:
-            raise Wedged(f"{self.url} gave no answer within {timeout_s:g} s to {path}") from error
+            return await self._pool.post(path, content, timeout_s, fresh=True)
+        except TransportError as error:
+            if error.timed_out:
+                raise Wedged(f"{self.url}: {error} to {path}") from error
+            raise Unreachable(f"{self.url} is not reachable: {error}") from error
 
     async def _while_it_computes(self, request: Coroutine[Any, Any, T]) -> T:
         """The answer, however long it takes, as long as the server computes tokens."""
@@ -232,24 +178,27 @@ class VLLMServer:
     async def _computed(self) -> float:
         """Tokens that the server has computed since it started, prompts among them."""
         try:
-            timeout = httpx.Timeout(max(_LOOK_S, self._timeout_s / 2), connect=self._connect_s)
-            answer = (await self._control.get("/metrics", timeout=timeout)).raise_for_status()
-        except httpx.ReadTimeout as error:
-            raise Wedged(f"{self.url} does not say what it computes: {error!r}") from error
-        except httpx.HTTPError as error:
-            raise Unreachable(f"{self.url} does not say what it computes: {error!r}") from error
-        return sum(float(number) for number in _TOKENS.findall(answer.text))
+            answer = await self._pool.get("/metrics", max(_LOOK_S, self._timeout_s / 2))
+        except TransportError as error:
+            kind = Wedged if error.timed_out else Unreachable
+            raise kind(f"{self.url} does not say what it computes: {error}") from error
+        text = self._require_200(answer).decode(errors="replace")
+        return sum(float(number) for number in _TOKENS.findall(text))
 
-    def _content(self, path: str, answer: httpx.Response) -> Any:
-        if answer.status_code >= 500:
-            raise ServerFailed(f"{self.url}{path} failed: {answer.text[:500]}")
-        if answer.status_code >= 400:
-            if "maximum context length" in answer.text or "max_model_len" in answer.text:
-                raise ContextExceeded(f"{self.url}: {answer.text[:500]}")
-            raise EngineError(
-                f"{self.url}{path} refused the request ({answer.status_code}): {answer.text[:500]}"
-            )
-        return msgspec.json.decode(answer.content) if answer.content else None
+    def _require_200(self, answer: Response) -> bytes:
+        if answer.status != 200:
+            raise Unreachable(f"{self.url} answers {answer.status}")
+        return answer.body
+
+    def _content(self, path: str, answer: Response) -> Any:
+        if answer.status < 400:
+            return msgspec.json.decode(answer.body) if answer.body else None
+        text = answer.body.decode(errors="replace")
+        if answer.status >= 500:
+            raise ServerFailed(f"{self.url}{path} failed: {text[:500]}")
+        if "maximum context length" in text or "max_model_len" in text:
+            raise ContextExceeded(f"{self.url}: {text[:500]}")
+        raise EngineError(f"{self.url}{path} refused the request ({answer.status}): {text[:500]}")
 
 
 _TOKENS = re.compile(r"^vllm:(?:generation|prompt)_tokens_total(?:\{.*\})? (\S+)$", re.MULTILINE)

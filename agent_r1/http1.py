@@ -1,8 +1,8 @@
 """A small HTTP/1.1 client: keep-alive connections of one event loop, bodies of JSON.
 
 A general client library costs more per request than a short program costs to run. This one
-knows exactly what a sandbox needs: POST a body, read an answer with a length, keep the
-connection, and say precisely *how* an exchange failed, because whether a request may be
+knows exactly what a sandbox and an engine need: POST a body, read an answer with a length, keep
+the connection, and say precisely *how* an exchange failed, because whether a request may be
 sent again depends on whether the server can have seen it. No proxy variable of the
 environment is read.
 """
@@ -30,9 +30,13 @@ RESPONSE_BYTES = 512 << 20
 class TransportError(Exception):
     """An exchange that gave no response. ``sent``: the server may have seen the request."""
 
-    def __init__(self, message: str, *, sent: bool, stale: bool = False) -> None:
+    def __init__(
+        self, message: str, *, sent: bool, stale: bool = False, timed_out: bool = False
+    ) -> None:
         super().__init__(message)
         self.sent = sent
+        self.timed_out = timed_out
+        """There is a connection, and no answer came by it."""
         self.stale = stale
         """The connection was a kept one, closed before any byte of the answer."""
 
@@ -55,18 +59,16 @@ class Address:
     tls: bool
 
     @classmethod
-    def parse(cls, url: str) -> Address:
-        """Raises :class:`~agent_r1.errors.ConfigError` for what is no http(s) URL."""
+    def parse(cls, url: str, of: str) -> Address:
+        """Raises :class:`~agent_r1.errors.ConfigError` for what is no http(s) URL of ``of``."""
         text = url.strip().rstrip("/")
         try:
             parts = urlsplit(text)
             port = parts.port
         except ValueError as error:
-            raise ConfigError(f"sandbox endpoint {url!r} is no URL: {error}") from error
+            raise ConfigError(f"{of} {url!r} is no URL: {error}") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                f"sandbox endpoint {url!r} is no URL; write it as http://127.0.0.1:8080"
-            )
+            raise ConfigError(f"{of} {url!r} is no URL; write it as http://127.0.0.1:8080")
         tls = parts.scheme == "https"
         return cls(text, parts.hostname, port or (443 if tls else 80), parts.path, tls)
 
@@ -155,18 +157,22 @@ class _Connection(asyncio.Protocol):
 
 @dataclass(slots=True)
 class Pool:
-    """Connections to one address. Belongs to one event loop."""
+    """Connections to one address. Belongs to one event loop.
+
+    Unused connections are dropped after ``idle_seconds``, which should be before the server does.
+    """
 
     address: Address
     token: str | None = None
     connect_seconds: float = 5.0
+    idle_seconds: float = IDLE_SECONDS
     _idle: deque[_Connection] = field(default_factory=deque)
     _tls: ssl.SSLContext | None = None
 
     async def post(
-        self, path: str, body: bytes, seconds: float, *, fresh: bool = False
+        self, path: str, body: bytes, seconds: float | None, *, fresh: bool = False
     ) -> Response:
-        """Send and wait for the answer; :class:`TransportError` within ``seconds``.
+        """Send and wait for the answer; :class:`TransportError` within ``seconds`` if any.
 
         ``fresh`` opens a connection for this request alone, which must not meet one that
         the server is just closing.
@@ -186,15 +192,17 @@ class Pool:
         while self._idle:
             self._idle.pop().abort()
 
-    async def _send(self, data: bytes, seconds: float, fresh: bool) -> Response:
+    async def _send(self, data: bytes, seconds: float | None, fresh: bool) -> Response:
         connection = None if fresh else self._kept()
         if connection is None:
-            connection = await self._connect(min(seconds, self.connect_seconds))
+            longest = self.connect_seconds
+            connection = await self._connect(longest if seconds is None else min(seconds, longest))
         try:
             async with asyncio.timeout(seconds):
                 response = await connection.exchange(data)
         except TimeoutError as error:
-            raise TransportError(f"no answer within {seconds:g} s", sent=True) from error
+            said = f"no answer within {seconds:g} s"
+            raise TransportError(said, sent=True, timed_out=True) from error
         if connection.open and not fresh:
             connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
@@ -203,7 +211,7 @@ class Pool:
         return response
 
     def _kept(self) -> _Connection | None:
-        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
+        oldest = asyncio.get_running_loop().time() - self.idle_seconds
         while self._idle and (not self._idle[0].open or self._idle[0].idle_since < oldest):
             self._idle.popleft().abort()
         while self._idle:
