@@ -77,3 +77,12 @@ def test_values_that_are_no_numbers_are_passed_over():
 def test_a_policy_that_began_without_entropy_has_not_collapsed():
     low = {"actor/entropy": 0.01}
     assert findings(course(*[low] * 5, *[{"actor/entropy": 0.0001}] * 10)) == []
+
+
+def test_weights_that_are_older_on_purpose_are_no_difference_of_engine_and_trainer():
+    off = {"training/logprob_diff_mean": 0.1}
+    stale = off | {"async/staleness/mean": 1.5}
+    assert [f.check for _, f in findings(course(*[off] * 6))] == ["engine and trainer differ"]
+    assert not findings(course(*[stale] * 6))
+    fresh = off | {"async/staleness/mean": 0.0}
+    assert len(findings(course(*[fresh] * 6))) == 1
