@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agent_r1.monitor.index.words import Pairs, join_words, pair_words
+from agent_r1.monitor.index.words import Pairs, heads_of, join_words, pair_words
 
 SCHEMA = """
 CREATE VIRTUAL TABLE words USING fts5(
@@ -115,15 +115,14 @@ class TextIndex:
         """The beginnings of words, and the texts that have them."""
         found: Parts = []
         for length in range(1, HEAD + 1):
-            heads = sorted({word[:length] for word in pairs.words if len(word) >= length})
-            number = {head: i for i, head in enumerate(heads)}
-            place = np.array([number.get(word[:length], -1) for word in pairs.words], np.int64)
-            having = np.zeros((len(heads) + 1, texts), dtype=bool)  # the last is of shorter words
+            heads, place = heads_of(pairs.words, length)
+            having = np.zeros((len(heads), texts), dtype=bool)
             having[place[pairs.of_word], pairs.of_text] = True
-            for head, row in zip(heads, having, strict=False):
+            for head, row in zip(heads, having, strict=True):
                 if head not in self._heads:
                     self._name(f"^{head}")
-                found.append((self._heads[head], np.flatnonzero(row)))
+                if len(head) == length:  # shorter words have been beginnings of their own
+                    found.append((self._heads[head], np.flatnonzero(row)))
         return found
 
     def _name(self, word: str) -> None:

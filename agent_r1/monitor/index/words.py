@@ -55,9 +55,10 @@ def pair_words(texts: Sequence[str]) -> Pairs:
     """The distinct words of up to 65,536 texts."""
     lists = pc.ascii_split_whitespace(pa.array(map(folded, texts), pa.large_string()))
     coded = lists.values.dictionary_encode()
-    if max(map(len, coded.dictionary.to_pylist()), default=0) > LONGEST:
-        coded = pc.utf8_slice_codeunits(lists.values, 0, LONGEST).dictionary_encode()
     words = coded.dictionary.to_pylist()
+    if max(map(len, words), default=0) > LONGEST:
+        coded = pc.utf8_slice_codeunits(lists.values, 0, LONGEST).dictionary_encode()
+        words = coded.dictionary.to_pylist()
     text_of = np.repeat(np.arange(len(texts)), np.diff(lists.offsets.to_numpy()))
     of_word, of_text = _distinct(coded.indices.to_numpy(), text_of)
     if "" in words:  # before a separator at the beginning, and after one at the end
@@ -75,6 +76,12 @@ def join_words(pairs: Pairs, count: int) -> list[str]:
     lists = pa.LargeListArray.from_arrays(offsets, values)
     joined: list[str] = pc.binary_join(lists, pa.scalar(" ", values.type)).to_pylist()
     return joined
+
+
+def heads_of(words: list[str], length: int) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct beginnings of words, and the place of each word's among them."""
+    cut = pc.utf8_slice_codeunits(pa.array(words, pa.string()), 0, length).dictionary_encode()
+    return cut.dictionary.to_pylist(), cut.indices.to_numpy().astype(np.int64)
 
 
 def _distinct(
