@@ -188,6 +188,17 @@ class RunIndex:
                 self.forget()
             return changed
 
+    def look(self) -> bool:
+        """Take in what others have added to the index; True when something is new.
+
+        Takes milliseconds, also while another :class:`RunIndex` of the folder is refreshed.
+        """
+        with self._lock:
+            changed = self._index.read()
+            if changed:
+                self.forget()
+            return changed
+
     def forget(self) -> None:
         """Drop the remembered answers to the last questions, as a change of the run does."""
         with self._lock:

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -90,23 +91,27 @@ class RunView:
         return self._tokens.find(record["id"], step, step + staleness)
 
     def index(self) -> RunIndex:
-        """The trajectories, with what was written until now."""
+        """The trajectories, with what was written until now, or as far as it has been read."""
         with self._lock:
             if self._index is None:
                 self._index = RunIndex(self.path)
+            if self._reader and self._reader.is_alive():
+                self._index.look()
+                return self._index
             self._index.refresh()
-            if self._index.pending and not (self._reader and self._reader.is_alive()):
-                self._reader = Thread(target=self._read_on, args=(self._index,), daemon=True)
+            if self._index.pending:
+                self._reader = Thread(target=self._read_on, daemon=True)
                 self._reader.start()
             return self._index
 
-    def _read_on(self, index: RunIndex) -> None:
+    def _read_on(self) -> None:
         """Take in a large run while its reader looks at what is there already."""
-        before = -1
-        while index.pending and index.pending != before and index is self._index:
-            before = index.pending
-            index.refresh()
-            time.sleep(0.02)  # requests want the index as well
+        index, before = RunIndex(self.path), -1  # of its own, so that nobody waits for it
+        with closing(index):
+            while index.pending and index.pending != before and self._index is not None:
+                before = index.pending
+                index.refresh()
+                time.sleep(0.02)  # requests want the processor as well
 
     def close(self) -> None:
         with self._lock:
