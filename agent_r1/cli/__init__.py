@@ -262,19 +262,27 @@ def export(
     examples="""
 agent-r1 plot runs/my/run
 agent-r1 plot runs/my/seed* --metrics rollout/success --metrics 'val-core/*' --out seeds.svg
+agent-r1 plot runs/my/seed* --behaviour --out tools.png
 """
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--metrics", multiple=True, help="A metric, * as in a shell; may be repeated.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Picture: .png, .svg or .pdf (with --metrics)."
-)
-def plot(runs: Sequence[Path], metrics: Sequence[str], out: Path | None) -> None:
+@click.option("--behaviour", is_flag=True, help="How tools are used, from the trajectories.")
+@click.option("--out", type=click.Path(path_type=Path), help="Picture of all: .png, .svg or .pdf.")
+def plot(runs: Sequence[Path], metrics: Sequence[str], behaviour: bool, out: Path | None) -> None:
     """Draw the curves of each of RUNS into its curve.png, or metrics of all into one picture.
 
-    With --metrics, runs that differ in seeds and names alone share a line and a band from
-    the smallest to the largest value.
+    With --metrics or --behaviour, runs that differ in seeds and names alone share a line and a
+    band from the smallest to the largest value.
     """
+    if behaviour:
+        from agent_r1.monitor.behaviour import plot_behaviour
+
+        if metrics:
+            raise click.UsageError("--metrics and --behaviour are two pictures")
+        target = out or Path("behaviour.png")
+        drawn = plot_behaviour(runs, target)
+        return click.echo(f"{', '.join(drawn)} of {len(runs)} runs → {target}")
     if metrics:
         from agent_r1.monitor.compare import plot_metrics
 
@@ -282,7 +290,9 @@ def plot(runs: Sequence[Path], metrics: Sequence[str], out: Path | None) -> None
         drawn = plot_metrics(runs, metrics, target)
         return click.echo(f"{', '.join(drawn)} of {len(runs)} runs → {target}")
     if out is not None:
-        raise click.UsageError("--out goes with --metrics; curve.png stays in the run's folder")
+        raise click.UsageError(
+            "--out goes with --metrics or --behaviour; curve.png stays in the run's folder"
+        )
     from agent_r1.monitor.plot import plot_curve
 
     for run in runs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -43,15 +43,31 @@ def plot_metrics(runs: Sequence[Path], patterns: Sequence[str], target: Path) ->
         DataError: another ending, a target that cannot be written, a run without metrics, or a
             pattern that names none.
     """
+    lines = {run: load_metrics(run / METRICS_FILE) for run in runs}
+    names = _metrics(
+        patterns, sorted({name for rows in lines.values() for row in rows for name in row})
+    )
+    draw_panels(runs, lines, {name: name for name in names}, target)
+    return names
+
+
+def draw_panels(
+    runs: Sequence[Path],
+    lines: Mapping[Path, Sequence[dict[str, float]]],
+    titles: Mapping[str, str],
+    target: Path,
+    shares: Collection[str] = (),
+) -> None:
+    """One panel for each of ``titles``; those among ``shares`` are drawn as percentages.
+
+    ``lines`` are each run's values by name, with their ``step``.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     if target.suffix.lower() not in _FORMATS:
         raise DataError(f"{target} has to end in one of {', '.join(_FORMATS)}")
-    lines = {run: load_metrics(run / METRICS_FILE) for run in runs}
-    names = _metrics(
-        patterns, sorted({name for rows in lines.values() for row in rows for name in row})
-    )
+    names = list(titles)
     groups = seed_groups(runs)
     columns = min(2, len(names))
     rows = -(-len(names) // columns)
@@ -62,15 +78,15 @@ def plot_metrics(runs: Sequence[Path], patterns: Sequence[str], target: Path) ->
         for colour, (label, members) in enumerate(groups.items()):
             band = band_of([curve(lines[run], name) for run in members])
             _draw(axis, band, label, COLOURS[colour % len(COLOURS)])
-        dress(axis, name)
-        axis.legend(fontsize=8, frameon=False)
+        dress(axis, titles[name], percent=name in shares)
+        if len(groups) > 1 or len(runs) > 1:
+            axis.legend(fontsize=8, frameon=False)
     for axis in axes[len(names) :]:
         axis.set_axis_off()
     try:
         figure.savefig(target, facecolor="white")
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error.strerror}") from error
-    return names
 
 
 def seed_groups(runs: Sequence[Path]) -> dict[str, list[Path]]:
