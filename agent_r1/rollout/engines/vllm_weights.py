@@ -124,12 +124,16 @@ class FileSender:
         """Where the file is, and the bytes of its tensors."""
         tensors = {n: t.detach().to("cpu").contiguous() for n, t in weights}
         size = sum(tensor.nbytes for tensor in tensors.values())
+        first = self._folder is None
         path = self._place(size) / f"{name}.safetensors"
         try:
             if self._spare is not None and name != _BASE:
                 self._spare.replace(path)
                 self._spare = None
             write_safetensors(path, tensors, metadata)
+            if first and name != _BASE:
+                with contextlib.suppress(OSError):  # then the next version takes a little longer
+                    self._spare = _reserved(path)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise EngineError(f"the weights cannot be written to {path}: {error}") from error
@@ -146,6 +150,16 @@ class FileSender:
             self._lock = os.open(self._folder / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
         return self._folder
+
+
+def _reserved(path: Path) -> Path:
+    """A file as large as ``path`` whose pages are there: the next version is only copied."""
+    spare = path.with_name("spare")
+    left, zeros = path.stat().st_size, bytes(1 << 20)
+    with spare.open("wb") as file:
+        while left > 0:
+            left -= file.write(zeros[:left])
+    return spare
 
 
 def remove_abandoned(parent: Path) -> None:
