@@ -28,6 +28,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -227,61 +228,100 @@ def _parts(rows: Sequence[Stored]) -> Iterator[list[Stored]]:
 
 def _batch(rows: Sequence[Stored]) -> pa.RecordBatch:
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    for trajectory, step, split in rows:
-        shell = encode_shell(trajectory, step=step, split=split)
-        tokens = _Tokens()
-        for turn, told in zip(trajectory.turns, shell["turns"], strict=True):
-            tokens.add(turn, told)
+    shells = [encode_shell(row.trajectory, step=row.step, split=row.split) for row in rows]
+    tokens = _Tokens()
+    for row, shell in zip(rows, shells, strict=True):
+        tokens.add(row.trajectory.turns, shell["turns"])
+    lists = tokens.columns()
+    for (trajectory, _, _), shell in zip(rows, shells, strict=True):
         for name in ("step", "split", "id", "group_id", "index", "outcome"):
             columns[name].append(_unicode(shell[name]))
         columns["task_id"].append(_unicode(trajectory.task.id))
         columns["data_source"].append(_unicode(trajectory.task.data_source))
         columns["reward"].append(None if trajectory.reward is None else trajectory.reward.value)
         columns["record"].append(encode(shell))
-        for name in ("ids", "mask", "logprobs", "versions"):
-            columns[name].append(tokens.column(name))
-    return pa.record_batch(
-        [list_array(columns[field.name], field.type) for field in SCHEMA], schema=SCHEMA
-    )
+    arrays = [
+        lists[field.name] if field.name in lists else pa.array(columns[field.name], field.type)
+        for field in SCHEMA
+    ]
+    return pa.record_batch(arrays, schema=SCHEMA)
 
 
 class _Tokens:
-    """The columns of tokens of one trajectory, turn by turn."""
+    """The columns of tokens of a batch. Numbers are gathered in one list for all rows, because a
+    conversion costs as much for ten of them as for a thousand.
+    """
 
     def __init__(self) -> None:
-        self._parts: dict[str, list[Any]] = {"ids": [], "mask": [], "logprobs": [], "versions": []}
-        self._known = True
+        self._ids: list[int] = []
+        self._mask = bytearray()
+        self._logprobs: list[float] = []
+        self._versions: list[int] = []
+        self._ends: list[tuple[int, int, int]] = [(0, 0, 0)]
+        """After each row: of all tokens, of those of the model, of their versions."""
+        self._unknown: list[bool] = []
+        self._turns: list[tuple[dict[str, Any], int, int]] = []
 
-    def add(self, turn: Turn, told: dict[str, Any]) -> None:
-        """Take the lists of a turn; what is told of it keeps their lengths."""
-        completion, parts = turn.completion, self._parts
-        prompt = turn.prompt_ids if told["prompt_ids"] is not None else ()
-        for ids, mine in ((prompt, 0), (completion.token_ids, 1), (turn.observation_ids, 0)):
-            parts["ids"].append(np.array(ids, np.int32))
-            parts["mask"].append(np.full(len(ids), mine, np.int8))
-        if told["prompt_ids"] is not None:
-            told["prompt_ids"] = len(prompt)
-        told["token_ids"] = len(completion.token_ids)
-        told["observation_ids"] = len(turn.observation_ids)
-        parts["versions"].append(_spread(completion.versions, len(completion.token_ids)))
-        exact = _float32(completion.logprobs)
-        if exact is None:
-            exact = np.full(len(completion.token_ids), np.nan, np.float32)
-            told["logprobs"] = json_numbers(completion.logprobs)
-            self._known = self._known and completion.logprobs is not None
-        else:
-            told["logprobs"] = True
-        parts["logprobs"].append(exact)
+    def add(self, turns: Sequence[Turn], told: Sequence[dict[str, Any]]) -> None:
+        """Take the lists of a row's turns; what is told of them keeps their lengths."""
+        known = all(turn.completion.logprobs is not None for turn in turns)
+        for turn, found in zip(turns, told, strict=True):
+            completion = turn.completion
+            prompt = turn.prompt_ids if found["prompt_ids"] is not None else ()
+            for ids, mine in (
+                (prompt, b"\0"),
+                (completion.token_ids, b"\1"),
+                (turn.observation_ids, b"\0"),
+            ):
+                self._ids += ids
+                self._mask += mine * len(ids)
+            if found["prompt_ids"] is not None:
+                found["prompt_ids"] = len(prompt)
+            count = len(completion.token_ids)
+            found["token_ids"] = count
+            found["observation_ids"] = len(turn.observation_ids)
+            for (first, version), (end, _) in pairwise([*completion.versions, (count, 0)]):
+                self._versions += [version] * (end - first)
+            if not known:
+                found["logprobs"] = json_numbers(completion.logprobs)
+                continue
+            found["logprobs"] = True
+            start = len(self._logprobs)
+            self._logprobs += completion.logprobs or ()
+            self._turns.append((found, start, len(self._logprobs)))
+        self._ends.append((len(self._ids), len(self._logprobs), len(self._versions)))
+        self._unknown.append(not known)
 
-    def column(self, name: str) -> Any:
-        if name == "logprobs" and not self._known:
-            return None
-        return np.concatenate(self._parts[name]) if self._parts[name] else np.zeros(0)
+    def columns(self) -> dict[str, pa.Array]:
+        """The columns; numbers that float32 would round are told instead."""
+        wide = np.array(self._logprobs, np.float64)
+        with np.errstate(over="ignore"):
+            narrow = wide.astype(np.float32)
+        rounded = (narrow != wide) & ~np.isnan(wide)
+        if rounded.any():
+            for found, start, end in self._turns:
+                if rounded[start:end].any():
+                    found["logprobs"] = json_numbers(self._logprobs[start:end])
+                    narrow[start:end] = np.nan
+        ids, scored, versions = zip(*self._ends, strict=True)
+        return {
+            "ids": _lists(ids, np.array(self._ids, np.int32)),
+            "mask": _lists(ids, np.frombuffer(bytes(self._mask), np.int8)),
+            "logprobs": _lists(scored, narrow, self._unknown),
+            "versions": _lists(versions, np.array(self._versions, np.int32)),
+        }
+
+
+def _lists(ends: Sequence[int], flat: Any, missing: Sequence[bool] | None = None) -> pa.Array:
+    mask = None if missing is None else pa.array(missing)
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat), mask=mask)
 
 
 def _unicode(value: Any) -> Any:
     """Halves of surrogate pairs are question marks in the columns; ``record`` has them."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+    if not isinstance(value, str) or value.isascii():
+        return value
+    return value.encode("utf-8", "replace").decode()
 
 
 def list_array(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -299,22 +339,6 @@ def list_array(values: list[Any], kind: pa.DataType) -> pa.Array:
     return pa.ListArray.from_arrays(
         offsets, pa.array(flat.astype(kind.value_type.to_pandas_dtype())), mask=missing
     )
-
-
-def _float32(logprobs: tuple[float, ...] | None) -> Any:
-    """The numbers as float32; None if there are none or one would be rounded."""
-    if logprobs is None:
-        return None
-    wide = np.array(logprobs, np.float64)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(np.float32)
-    return narrow if np.array_equal(narrow, wide, equal_nan=True) else None
-
-
-def _spread(versions: Sequence[tuple[int, int]], length: int) -> Any:
-    """The version of every token."""
-    firsts = [first for first, _ in versions] + [length]
-    return np.repeat(np.array([v for _, v in versions], np.int32), np.diff(firsts))
 
 
 def _length(file: BinaryIO, start: int) -> int:
