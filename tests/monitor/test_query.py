@@ -45,7 +45,7 @@ def index(tmp_path, request):
         run.store_validation([made(["naïve 数学 answer"], group="v", reward=0.5)], step=4)
     found = RunIndex(tmp_path)
     assert found.pending > 0 and found.count == 0
-    assert found.refresh() and not found.refresh()
+    assert found.refresh(60) and not found.refresh(60)
     assert found.pending == 0
     yield found
     found.close()
@@ -142,18 +142,18 @@ def test_a_growing_run_is_followed_and_a_resumed_one_cut_back(tmp_path, form):
         for step in (1, 2, 3):
             run.store([made([f"word{step} first"], group=f"{step}")] * 2, step=step)
     index, other = RunIndex(tmp_path), RunIndex(tmp_path)
-    index.refresh()
-    assert other.count == 0 and other.refresh() and other.count == 6
+    index.refresh(60)
+    assert other.count == 0 and other.refresh(60) and other.count == 6
     assert keys(index, text="word3") == ["4", "5"]
     (tmp_path / "checkpoints" / "step-000001").mkdir(parents=True)
     with opened(tmp_path) as run:
         run.rewind(1)
-        assert index.refresh() and index.count == 2
+        assert index.refresh(60) and index.count == 2
         run.store([made(["word2 again"], group="2")] * 3, step=2)
-        assert index.refresh() and index.count == 5
+        assert index.refresh(60) and index.count == 5
         assert keys(index, text="word2") == ["2", "3", "4"] and keys(index, text="word3") == []
         assert keys(index, text="again") == ["2", "3", "4"]
-    assert other.refresh() and other.count == 5 and keys(other, text="first") == ["0", "1"]
+    assert other.refresh(60) and other.count == 5 and keys(other, text="first") == ["0", "1"]
     index.close()
     other.close()
 
@@ -169,9 +169,9 @@ def test_an_unfinished_last_record_is_awaited(tmp_path, form):
         file.write(whole[:100])
         file.flush()
         index = RunIndex(tmp_path)
-        assert index.refresh() and index.count == 1 and not index.refresh()
+        assert index.refresh(60) and index.count == 1 and not index.refresh(60)
         file.write(whole[100:])
-    assert index.refresh() and index.count == 2
+    assert index.refresh(60) and index.count == 2
     index.close()
 
 
@@ -181,10 +181,10 @@ def test_a_damaged_line_is_told_and_what_came_before_is_there(tmp_path):
     with (tmp_path / "trajectories.jsonl").open("ab") as file:
         file.write(b"{}\n")
     index = RunIndex(tmp_path)
-    index.refresh()
+    index.refresh(60)
     assert index.count == 2
     with pytest.raises(DataError, match="no trajectory"):
-        index.refresh()
+        index.refresh(60)
     assert keys(index) == ["0", "1"]
     index.close()
 
@@ -194,7 +194,7 @@ def test_halves_of_surrogate_pairs_and_controls_are_text(tmp_path, form):
     with opened(tmp_path, trajectory_file=form) as run:
         run.store([made(["half \ud83d of it \x1b[31m\u202e <script>"])], step=1)
     index = RunIndex(tmp_path)
-    index.refresh()
+    index.refresh(60)
     assert keys(index, text="script") == ["0"]
     assert "\ud83d" in index.trajectory("0")["turns"][0]["text"]
     index.close()
@@ -206,7 +206,7 @@ def test_a_damaged_index_is_made_anew(tmp_path, what):
         run.store(SEEN, step=1)
     (tmp_path / INDEX_FILE).write_bytes(what)
     index = RunIndex(tmp_path)
-    assert index.refresh() and index.count == 3
+    assert index.refresh(60) and index.count == 3
     index.close()
 
 
@@ -217,7 +217,7 @@ def test_an_index_of_another_version_is_made_anew(tmp_path):
         db.execute("PRAGMA user_version = 99")
     db.close()
     index = RunIndex(tmp_path)
-    assert index.refresh() and index.count == 3
+    assert index.refresh(60) and index.count == 3
     index.close()
 
 
