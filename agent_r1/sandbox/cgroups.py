@@ -48,7 +48,7 @@ def find() -> Controllers | None:
 
 def _mounts() -> list[tuple[str, str, set[str]]]:
     rows = []
-    with contextlib.suppress(OSError), open("/proc/self/mounts") as file:
+    with contextlib.suppress(OSError), open("/proc/self/mounts", errors="surrogateescape") as file:
         for line in file:
             _, where, kind, options, *_ = line.split()
             rows.append((kind, where, set(options.split(","))))
@@ -57,7 +57,7 @@ def _mounts() -> list[tuple[str, str, set[str]]]:
 
 def _own_groups() -> list[tuple[str, str]]:
     pairs = []
-    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", errors="surrogateescape") as file:
         for line in file:
             _, names, path = line.rstrip("\n").split(":", 2)
             pairs += [(name, path) for name in names.split(",")]

@@ -34,14 +34,15 @@ def descendants(root: int) -> dict[int, str]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                parent = int(Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[1])
+                stat = Path("/proc", entry, "stat").read_bytes()  # a program may have any name
+                parent = int(stat.rpartition(b")")[2].split()[1])
                 children.setdefault(parent, []).append(int(entry))
     found: dict[int, str] = {}
     queue = [root]
     while queue:
         for child in children.get(queue.pop(), []):
             with contextlib.suppress(OSError):
-                found[child] = Path("/proc", str(child), "cmdline").read_text()
+                found[child] = Path("/proc", str(child), "cmdline").read_text(errors="replace")
                 queue.append(child)
     return found
 
@@ -128,7 +129,7 @@ def test_a_killed_parent_leaves_nothing() -> None:
 
 def _alive(pid: int) -> bool:
     try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path("/proc", str(pid), "stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         return False
 
