@@ -364,8 +364,11 @@ class DecodeLoop:
         rows.reserve(self._slots.size, sampled + 1)
 
     def _copy_shared(self) -> None:
-        """Copy prefixes whose sources have computed them by now."""
-        source: list[int] = []
+        """Copy prefixes whose sources have computed them by now.
+
+        What a source is itself about to be given is copied from where it comes from.
+        """
+        origins: dict[Tracked, int] = {}
         target: list[int] = []
         length = 0
         for sequence in self._prefilling:
@@ -379,12 +382,12 @@ class DecodeLoop:
             if not alive or origin.computed < shared:
                 continue
             assert origin.slot is not None and sequence.slot is not None
-            source.append(origin.slot)
+            origins[sequence] = origins.get(origin, origin.slot)
             target.append(sequence.slot)
             length = max(length, shared)
             self._count.shared += shared - sequence.computed
             sequence.computed = shared
-        self._cache.copy(source, target, length)
+        self._cache.copy(list(origins.values()), target, length)
 
     def _arrange(self) -> None:
         """Rows that ended leave the batch, sequences whose prompt is computed enter it."""
