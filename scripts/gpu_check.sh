@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What this project does on the GPU of this machine, in at most 8 minutes (--short: 4).
+# What this project does on the GPU of this machine, in about ten minutes (--short: five).
 #
 #   scripts/gpu_check.sh [--short] [--rehearse] [--output DIR] [--wheels DIR] [--python PYTHON]
 #
