@@ -272,7 +272,13 @@ def judge_of(server: Mapping[str, Any], rubric: str, options: Mapping[str, Any])
         return _JUDGES[key]
 
 
-def _is_pairwise(*, pairwise: bool = False, **_: Any) -> bool:
+def _is_pairwise(*, pairwise: bool = False, rivals: int | None = None, **_: Any) -> bool:
+    """Asked when a run begins; raises :class:`ConfigError` for options that do not fit."""
+    if rivals is not None and (not pairwise or rivals < 2 or rivals % 2):
+        raise ConfigError(
+            f"reward.kwargs.rivals={rivals} bounds the comparisons of pairwise=true, and must be "
+            "an even number, 2 or more"
+        )
     return pairwise
 
 
@@ -352,12 +358,7 @@ def opponents(
 ) -> list[Trajectory]:
     """The siblings that ``trajectory`` is compared with: all, or its nearest ``rivals`` on a
     ring, so that each of a pair is compared with the other.
-
-    Raises:
-        ConfigError: ``rivals`` is odd or below 2.
     """
-    if rivals is not None and (rivals < 2 or rivals % 2):
-        raise ConfigError(f"reward.kwargs.rivals={rivals} must be an even number, 2 or more")
     place = next(i for i, t in enumerate(siblings) if t.id == trajectory.id)
     count = len(siblings)
     if rivals is None or rivals >= count - 1:

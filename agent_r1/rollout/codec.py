@@ -17,7 +17,7 @@ from typing import Any
 from agent_r1.config.policy import ModelConfig
 from agent_r1.errors import ConfigError, TemplateError
 from agent_r1.models.load import load_tokenizer
-from agent_r1.tool.text import common_prefix
+from agent_r1.rollout.prefixes import common_prefix
 from agent_r1.types import Completion, Finish, Task
 
 _PROBE = ({"role": "user", "content": "probe"},)
@@ -120,7 +120,7 @@ class Codec:
         prompt = self.template_text(_PROBE, add_generation_prompt=True)
         answer = {"role": "assistant", "content": "answer"}
         whole = self.template_text((*_PROBE, answer), add_generation_prompt=False)
-        opened = prompt[len(common_prefix(prompt, whole)) :]
+        opened = prompt[common_prefix(prompt, whole) :]
         if opened.strip() not in ("", "<think>"):
             raise TemplateError(
                 f"the chat template is not append-only: the generation prompt {prompt!r} is no "

@@ -30,15 +30,6 @@ def _broken(match: re.Match[str]) -> str:
     return match[0][0] + " " + match[0][1:]
 
 
-def common_prefix(one: str, other: str) -> str:
-    """What both texts begin with."""
-    length = next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
-        min(len(one), len(other)),
-    )
-    return one[:length]
-
-
 def presentable(text: str, limit: int, tags: Iterable[str] = ()) -> str:
     """Untrusted text as a model may read it: at most ``limit`` characters, all harmless.
 

@@ -316,8 +316,9 @@ def test_rivals_bound_the_comparisons():
         assert len(server.bodies) == 12  # six neighbours on the ring, in two orders
     # Every one is compared with the two beside it; the ring joins the shortest and the longest.
     assert [r.value for r in rewards] == [0.0, 0.5, 0.5, 0.5, 0.5, 1.0]
-    with served(longer_wins) as server, pytest.raises(RewardError, match="even number"):
-        marks_of(server, group_of("a", "b", "c", "d"), rivals=3)
+    for given in ({"rivals": 3, "pairwise": True}, {"rivals": 0, "pairwise": True}, {"rivals": 2}):
+        with pytest.raises(ConfigError, match="even number"):
+            Grader("judge", options={"url": "u", "model": "m", "rubric": "r", **given})
 
 
 def test_equal_answers_are_equally_good_and_cost_nothing():

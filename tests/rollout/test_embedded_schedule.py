@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent_r1.rollout.engines.embedded_schedule import Phase, Request, Schedule, Tracked, Verdict
-from agent_r1.rollout.engines.embedded_slots import PrefixIndex, SlotTable, common_prefix
+from agent_r1.rollout.engines.embedded_slots import PrefixIndex, SlotTable
+from agent_r1.rollout.prefixes import common_prefix
 from agent_r1.types import SamplingParams
 
 
@@ -259,3 +260,4 @@ def test_common_prefix() -> None:
     assert common_prefix([1, 2, 3], [1, 2, 3, 4], 9) == 3
     assert common_prefix([1, 2, 3], [1, 2, 3], 2) == 2
     assert common_prefix([], [1], 5) == 0
+    assert (common_prefix("user: a", "user: b"), common_prefix("", "x")) == (6, 0)

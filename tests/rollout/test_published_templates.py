@@ -15,8 +15,8 @@ from agent_r1.messages import Call, ChatMessage
 from agent_r1.rollout.codec import Codec
 from agent_r1.rollout.context import ContextWriter
 from agent_r1.rollout.endpoint.messages import ChatRenderer
+from agent_r1.rollout.prefixes import common_prefix
 from agent_r1.testing import byte_tokenizer
-from agent_r1.tool.text import common_prefix
 from agent_r1.types import Task
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -171,7 +171,7 @@ def test_calls_are_read_as_the_family_writes_them(templates, name):
     user = ChatMessage("user", "?")
     whole = renderer._text([user, ChatMessage("assistant", "", calls)], TOOLS, go_on=False)
     opening = renderer._text([user], TOOLS, go_on=True)
-    written = whole[len(common_prefix(opening, whole)) :].rstrip()
+    written = whole[common_prefix(opening, whole) :].rstrip()
     ends = [end for end in renderer._control if not end.startswith("</")]
     end = next((end for end in ends if written.endswith(end)), "")
     for text in (written, written.removesuffix(end)):  # with the token that ended it, and without

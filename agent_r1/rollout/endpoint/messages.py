@@ -18,7 +18,8 @@ from agent_r1.errors import MessageError, TemplateError
 from agent_r1.messages import Call, ChatMessage
 from agent_r1.rollout.codec import Codec, end_token_ids
 from agent_r1.rollout.endpoint.families import family_template, is_whole
-from agent_r1.tool.text import between, common_prefix, neutralise
+from agent_r1.rollout.prefixes import common_prefix
+from agent_r1.tool.text import between, neutralise
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _ENDS_OF_CALLS = ("<|call|>", "<|eom_id|>", "<|tool_response>")
@@ -152,7 +153,7 @@ class ChatRenderer:
                 return None
             text, answer = text.partition(_MARK)[2], answer.partition(_MARK)[2]
         if calls:
-            text = text[self._end_of_turn(common_prefix(text, answer)) :]
+            text = text[self._end_of_turn(text[: common_prefix(text, answer)]) :]
         return text
 
     def _end_of_turn(self, text: str) -> int:

@@ -28,8 +28,9 @@ from agent_r1.rollout.engines.embedded_schedule import (
     Tracked,
     Verdict,
 )
-from agent_r1.rollout.engines.embedded_slots import PrefixIndex, SlotTable, common_prefix
+from agent_r1.rollout.engines.embedded_slots import PrefixIndex, SlotTable
 from agent_r1.rollout.engines.embedded_stop import StopSets
+from agent_r1.rollout.prefixes import common_prefix
 from agent_r1.types import Completion, Finish
 
 _LOG = logging.getLogger(__name__)

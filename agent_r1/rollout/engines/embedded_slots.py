@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Sequence
 
 from agent_r1.rollout.engines.embedded_schedule import Phase, Tracked
+from agent_r1.rollout.prefixes import common_prefix
 
 _BLOCK = 16
 _GRACE = 16
@@ -159,14 +160,6 @@ class PrefixIndex:
     def clear(self) -> None:
         self._entries.clear()
         self._keys.clear()
-
-
-def common_prefix(left: Sequence[int], right: Sequence[int], limit: int) -> int:
-    """How many leading tokens agree, at most ``limit``."""
-    limit = min(limit, len(left), len(right))
-    if left[:limit] == right[:limit]:
-        return limit
-    return next(i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
 
 
 def _keys(prompt: Sequence[int]) -> list[int]:
