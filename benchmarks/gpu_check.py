@@ -195,8 +195,8 @@ VARIANTS = [
         "all weights", "qwen3-4b, half the layers", checkpointing=False, tokens=8192, quick=True
     ),
     Variant("all weights", "qwen3-0.6b", checkpointing=False),
-    Variant("all weights, 8-bit states", "qwen3-4b", optimizer="adamw_8bit"),
     Variant("all weights, states offloaded", "qwen3-4b", offload=True),
+    Variant("all weights, 8-bit states", "qwen3-4b", optimizer="adamw_8bit"),
 ]
 
 
