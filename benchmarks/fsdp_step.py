@@ -10,7 +10,8 @@ told with the figures. That all did the same work is checked by the gradient's n
 
     local  a LocalWorker, without a process group
     one    a RankWorker alone: FSDP2's hooks, shards and collectives without anyone to talk to
-    two    two of them over gloo on the loopback interface
+    two    two of them over gloo on the loopback interface, weights gathered twice a micro-batch
+    once   the same with ``fsdp_config.reshard_after_forward=false``: gathered once a step
     trl    with ``--peer-python``: two processes of TRL's GRPOTrainer. accelerate 1.15 has FSDP on
            accelerators only, so that on processors each holds a whole copy (DDP)
 
@@ -34,7 +35,7 @@ from typing import Any
 
 from train_step_child import SHAPES, Job, Meter, Shape, make_rows, save_model, to_batch
 
-SYSTEMS = {"local": 1, "one": 1, "two": 2}
+SYSTEMS = {"local": 1, "one": 1, "two": 2, "once": 2}
 PEER = "trl"
 TIMEOUT_S = 600.0
 
@@ -50,22 +51,24 @@ def child(system: str, folder: str, shape_name: str, updates: int) -> None:
     meter = Meter("cpu")
     meter.no_model_yet()
     if system == "local":
-        print(json.dumps(measure(None, meter, folder, shape_name, updates)))
+        print(json.dumps(measure(None, meter, folder, shape_name, updates, system)))
         return
     from agent_r1.distributed.ranks import joined
 
     with joined("cpu", TIMEOUT_S) as ranks:
-        found = ranks.collect(measure(ranks, meter, folder, shape_name, updates))
+        found = ranks.collect(measure(ranks, meter, folder, shape_name, updates, system))
         if ranks.rank == 0:
             print(json.dumps(found[0] | {"peaks": [one["peak_bytes"] for one in found]}))
 
 
-def measure(ranks: Any, meter: Meter, folder: str, shape_name: str, updates: int) -> dict[str, Any]:
+def measure(
+    ranks: Any, meter: Meter, folder: str, shape_name: str, updates: int, system: str
+) -> dict[str, Any]:
     """Seconds of each update after the first."""
     shape = SHAPES[shape_name]
     batch = to_batch(make_rows(shape, "groups"))
     advantages = batch.reward[:, None] * batch.loss_mask
-    worker = make_worker(ranks, folder, shape)
+    worker = make_worker(ranks, folder, shape, system)
     norm = 0.0
     for update in range(updates + 1):
         meter.start()
@@ -77,7 +80,7 @@ def measure(ranks: Any, meter: Meter, folder: str, shape_name: str, updates: int
     return meter.result(norm)
 
 
-def make_worker(ranks: Any, folder: str, shape: Shape) -> Any:
+def make_worker(ranks: Any, folder: str, shape: Shape, system: str) -> Any:
     from agent_r1.config.policy import ActorConfig, OptimConfig
     from agent_r1.models.load import load_model
     from agent_r1.trainer.worker import LocalWorker
@@ -92,7 +95,7 @@ def make_worker(ranks: Any, folder: str, shape: Shape) -> Any:
     from agent_r1.distributed.shard import shard_model
     from agent_r1.distributed.worker import RankWorker
 
-    shard_model(model, ranks.mesh())
+    shard_model(model, ranks.mesh(), reshard_after_forward=system != "once")
     return RankWorker(model, config, ranks=ranks, total_steps=100)
 
 
@@ -168,6 +171,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         **ratios,
         "overhead": seconds["one"] / seconds["local"] - 1,
         "speed_up": seconds["one"] / seconds["two"],
+        "speed_up_once": seconds["one"] / seconds["once"],
+        "cpu_speed_up": summary["one"]["cpu_seconds"] / summary["two"]["cpu_seconds"],
+        "cpu_speed_up_once": summary["one"]["cpu_seconds"] / summary["once"]["cpu_seconds"],
         "cpu_overhead": summary["one"]["cpu_seconds"] / summary["local"]["cpu_seconds"] - 1,
         "speed_up_over_local": seconds["local"] / seconds["two"],
     }
@@ -205,7 +211,9 @@ def main() -> None:
         )
     print(f"overhead of the sharded path {found['overhead']:+.1%}")
     print(f"the same in CPU seconds {found['cpu_overhead']:+.1%}")
-    print(f"two ranks against one {found['speed_up']:.2f}x")
+    for name, key in (("gathered twice a micro-batch", ""), ("gathered once", "_once")):
+        seconds, cpu = found[f"speed_up{key}"], found[f"cpu_speed_up{key}"]
+        print(f"two ranks, {name}, against one {seconds:.2f}x, in CPU seconds {cpu:.2f}x")
     if PEER in found:
         print(
             f"two ranks against TRL {found['speed_over_trl']:.2f}x, "

@@ -83,8 +83,9 @@ class FsdpConfig(Section):
     optimizer_offload: bool = False
     """The same: shards and optimizer stay together."""
     reshard_after_forward: bool = True
-    """Give a layer up after the forward pass and gather it once more in the backward pass. false
-    saves that traffic and keeps all of the weights on every GPU during an update."""
+    """Give a layer up after its forward pass and gather it once more for its backward pass, in
+    every micro-batch. false gathers each layer once an optimizer step and keeps all of the
+    weights on every GPU during an update."""
     fsdp_size: Annotated[int, Field(ge=-1)] = -1
     """Processes that share the shards of one copy, neighbours in rank; their number divides that
     of all processes. -1: all of them. The GPUs of a machine, to gather within machines only."""

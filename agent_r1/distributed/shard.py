@@ -37,6 +37,8 @@ def shard_model(
     read. FSDP2 replaces the parameters of the trunk, so that an output layer that *is* the
     embedding table is tied to it anew. ``offload`` keeps the shards, and so the optimizer, in
     the machine's memory. A ``mesh`` with two axes is one of groups that each hold all shards.
+    Without ``reshard_after_forward`` what was gathered stays until :func:`reshard`, so that the
+    micro-batches of an optimizer step gather it once.
     """
     model.to(torch.float32)
     narrow = None if compute is torch.float32 else compute
@@ -52,6 +54,7 @@ def shard_model(
     for layer in _layers(trunk):
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
     fully_shard(trunk, reshard_after_forward=False, **options)
+    trunk.set_reshard_after_backward(reshard_after_forward)
     if tied:
         assert head is not None
         head.weight = table.weight
@@ -85,9 +88,9 @@ def _layers(trunk: nn.Module) -> list[nn.Module]:
 
 
 def reshard(model: nn.Module | None) -> None:
-    """Give up what forward passes without a backward pass left gathered.
+    """Give up what is gathered still.
 
-    What is left would be computed with after the next optimizer step as if it were current.
+    It would be computed with after the next optimizer step as if it were current.
     """
     for module in () if model is None else model.modules():
         if isinstance(module, FSDPModule):

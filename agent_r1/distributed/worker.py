@@ -34,7 +34,7 @@ from agent_r1.trainer.checkpoint import (
     whole_state,
 )
 from agent_r1.trainer.seen import Seen
-from agent_r1.trainer.trainable import Trainable
+from agent_r1.trainer.trainable import StepResult, Trainable
 from agent_r1.trainer.worker import LocalWorker
 
 
@@ -74,6 +74,18 @@ class RankWorker(LocalWorker):
         metrics = super().update_policy(*arguments, **options)
         found = self.ranks.imbalance()
         return metrics if found is None else metrics | {"perf/token_imbalance": found}
+
+    def _policy_step(self, *arguments: Any) -> StepResult:
+        try:
+            return super()._policy_step(*arguments)
+        finally:
+            reshard(self._actor.module)
+
+    def _critic_step(self, critic: Trainable, *arguments: Any) -> StepResult:
+        try:
+            return super()._critic_step(critic, *arguments)
+        finally:
+            reshard(critic.module)
 
     def begin_shards(self, folder: Path) -> Any:
         """Begin to write this rank's tensors; everything else of the state, and their names."""

@@ -47,6 +47,7 @@ class Case:
     fsdp_size: int = -1
     checkpointing: bool = False
     offload: bool = False
+    reshard: bool = True
     seed: int = 0
 
 
@@ -111,7 +112,12 @@ def of_ranks(case, ranks):
     shell = copy.deepcopy(policy) if ranks.rank == 0 else None
     for module in (policy, reference, critic):
         if module is not None:
-            shard_model(module, ranks.mesh(case.fsdp_size), offload=case.offload)
+            shard_model(
+                module,
+                ranks.mesh(case.fsdp_size),
+                offload=case.offload,
+                reshard_after_forward=case.reshard,
+            )
     own = RankWorker(policy, actor, reference=reference, critic=critic, ranks=ranks, **settings)
     return own, None if shell is None else ShardedWorker(own, shell, None, TIMEOUT_S)
 

@@ -61,6 +61,10 @@ NAMED = {
     "adapters": Case(lora=True, actor={"use_kl_loss": True, "kl_loss_coef": 0.1}),
     "adapters, untied": Case(lora=True, tied=False),
     "in the machine's memory": Case(offload=True, tied=False),
+    "gathered once a step": dataclasses.replace(EVERYTHING, reshard=False),
+    "gathered once a step, tied": Case(reshard=False, checkpointing=True),
+    "gathered once a step, a rank without rows": Case(reshard=False, groups=(1,)),
+    "gathered once a step, adapters": Case(reshard=False, lora=True),
 }
 
 
