@@ -94,7 +94,7 @@ def rollouts(folder: Path) -> list[str]:
                 f"{row['logprob_diff_max']:.3f}",
             ]
         )
-    head = ["shape", "sequences", "decode steps", "tokens/s, first wave", "tokens/s, later"]
+    head = ["shape", "sequences", "decode steps", "tokens/s, first round", "tokens/s, later"]
     head += ["ms a step", "mean difference", "largest"]
     return ["### Rollouts of two turns", "", *table(head, rows)]
 

@@ -111,14 +111,14 @@ def page(
 ) -> str:
     head = total(tallies["agent-r1"])
     lines = [
-        "# The grader, graded",
+        "# Accuracy of the grader",
         "",
         f"{head.right + head.wrong} pairs of an answer and a reference, {head.right} right and "
         f"{head.wrong} wrong, written and judged by hand, are given to three graders: the reward "
         "`math`, math-verify by itself with its defaults, and exact match of the last box. "
         "A false positive is a wrong answer that counts as right. It costs more than a false "
-        "negative: reinforcement learning finds it and repeats it, while a right answer that "
-        "counts as wrong costs one sample. In doubt the grader says wrong.",
+        "negative: reinforcement learning reinforces such answers, while a right answer that "
+        "counts as wrong costs one sample. In doubt an answer counts as wrong.",
         "",
         "| grader | false positives | false negatives | slowest verdict |",
         "|---|---|---|---|",
@@ -134,11 +134,11 @@ def page(
         "",
         f"Required of `math`: at most {BARS['false positives']:.1%} false positives, at most "
         f"{BARS['false negatives']:.0%} false negatives, no verdict above {LIMIT_S:g} s of "
-        "processor time. The pairs were also used to improve the grader, so the rates are those of "
-        "known kinds of writing, not an estimate for unknown ones. The kind `held out` was written "
+        "CPU time. The pairs were also used to improve the grader, so the rates hold for "
+        "known notations and are no estimate for others. The kind `held out` was written "
         "after the rules and judged once before any further change: 2 of its 40 wrong answers "
         "counted as right (`x = 7 = 8` and `7 \\to 8` against 8) and 1 of its 40 right ones as "
-        "wrong; then these were mended as well.",
+        "wrong; afterwards these were fixed as well.",
         "",
         "## By kind",
         "",
