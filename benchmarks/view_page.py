@@ -1,21 +1,21 @@
 """A large run in a browser: how long until something is seen, and until a filter has answered.
 
     python benchmarks/view_page.py runs/large --out page.json
+    python benchmarks/view_page.py runs/large --against ../before/.venv/bin/python
 
 Starts ``agent-r1 view`` and Chromium on a run that is indexed already, ``--rounds`` times, and
 tells medians and the slowest, in milliseconds. ``first paint`` counts from the request for the
-page, ``rows`` until the first trajectories stand there. A question counts from the choice in the
-page until its rows are drawn; for text the page first waits 200 ms for more letters, which is
-included. Needs Chromium (``CHROMIUM`` names it) and ``agent-r1[browser]``.
+page until anything is painted, ``table of runs`` until its rows are, ``rows`` until the first
+trajectories stand there. A question counts from the choice in the page until its rows are drawn;
+for text the page first waits 200 ms for more letters, which is included. ``--against`` takes
+turns with another checkout. Needs Chromium (``CHROMIUM`` names it) and ``agent-r1[browser]``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+from agent_r1.testing.chromium import launch_chromium
 
 QUESTIONS = {
     "outcome": ("select", "Outcome", "length"),
@@ -54,6 +54,16 @@ ASK = """([kind, label, value]) => new Promise(done => {
   look();
 })"""
 
+KEY = """fetch("api/runs").then(answer => answer.json())
+  .then(({runs}) => runs.findLast(run => run.has_trajectories).key)"""
+
+TABLE = """() => new Promise(done => {
+  const look = () => document.querySelector(".run-table tbody tr")
+    ? requestAnimationFrame(() => requestAnimationFrame(() => done(performance.now())))
+    : requestAnimationFrame(look);
+  look();
+})"""
+
 SEEN = """() => ({
   paint: performance.getEntriesByName("first-contentful-paint")[0]?.startTime,
   rows: performance.now(),
@@ -64,33 +74,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", help="The interpreter of another checkout.")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    taken: dict[str, list[float]] = defaultdict(list)
-    told: dict[str, Any] = {}
+    pythons = {"": sys.executable} | ({"against": options.against} if options.against else {})
+    taken: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in pythons}
+    told: dict[str, dict[str, Any]] = {name: {} for name in pythons}
     for _ in range(options.rounds):
-        look(options.folder, taken, told)
-    report = told | {
-        "median_ms": {name: round(statistics.median(all_), 1) for name, all_ in taken.items()},
-        "slowest_ms": {name: round(max(all_), 1) for name, all_ in taken.items()},
-    }
+        for name, python in pythons.items():
+            look(python, options.folder, taken[name], told[name])
+    report = reported(taken[""], told[""])
+    if options.against:
+        report["against"] = reported(taken["against"], told["against"])
     text = json.dumps(report, indent=2)
     print(text)
     if options.out:
         options.out.write_text(text + "\n")
 
 
-def look(folder: Path, taken: dict[str, list[float]], told: dict[str, Any]) -> None:
+def reported(taken: dict[str, list[float]], told: dict[str, Any]) -> dict[str, Any]:
+    return told | {
+        "median_ms": {name: round(statistics.median(all_), 1) for name, all_ in taken.items()},
+        "slowest_ms": {name: round(max(all_), 1) for name, all_ in taken.items()},
+    }
+
+
+def look(python: str, folder: Path, taken: dict[str, list[float]], told: dict[str, Any]) -> None:
     """One server and one browser, both new."""
     from playwright.sync_api import sync_playwright
 
-    command = [sys.executable, "-m", "agent_r1", "view", str(folder), "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    command = [python, "-m", "agent_r1", "view", str(folder.resolve()), "--no-browser"]
+    # In another folder, so that the interpreter's own checkout is imported and not this one.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd="/") as server:
         try:
             address = address_of(server)
             with sync_playwright() as playwright:
-                program = os.environ.get("CHROMIUM") or shutil.which("chromium")
-                browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+                browser = launch_chromium(playwright)
                 visit(browser.new_page(), address, taken, told)
                 browser.close()
             status = Path(f"/proc/{server.pid}/status").read_text()
@@ -111,9 +130,9 @@ def visit(page: Any, address: str, taken: dict[str, list[float]], told: dict[str
     complaints: list[str] = []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(address)
-    page.wait_for_selector(".run-table")
-    key = page.evaluate("fetch('api/runs').then(r => r.json()).then(a => a.runs[0].key)")
+    page.goto(address, wait_until="commit")
+    taken["table of runs"].append(page.evaluate(TABLE))
+    key = page.evaluate(KEY)
     taken["first paint"].append(page.evaluate(SEEN)["paint"])
     page.goto("about:blank")
     page.goto(f"{address}#/run/{key}/find")  # the server has the run open by the next round

@@ -8,25 +8,15 @@ when the browser's console has one.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from agent_r1.testing.chromium import launch_chromium
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.server import Server
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 
 
@@ -38,8 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     given.target.mkdir(parents=True, exist_ok=True)
     with Server(Catalog(given.runs)) as server, sync_playwright() as playwright:
-        chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = launch_chromium(playwright)
         complaints: list[str] = []
         for size, (width, height) in SIZES.items():
             for scheme in ("light", "dark"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import yaml
 
 from agent_r1.errors import DataError
 from agent_r1.monitor.plot import dress, smooth
-from agent_r1.monitor.run import METRICS_FILE, load_metrics
+from agent_r1.monitor.run import CONFIG_FILE, METRICS_FILE, load_metrics
 
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#a16207", "#6b7280")
 SMOOTH_FROM = 20
@@ -89,11 +90,17 @@ def draw_panels(
         raise DataError(f"{target} cannot be written: {error.strerror}") from error
 
 
-def seed_groups(runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Runs of equal settings, seeds and names apart, under a label of the first's name."""
+def seed_groups(
+    runs: Sequence[Path], settings: Mapping[Path, Mapping[str, Any] | None] | None = None
+) -> dict[str, list[Path]]:
+    """Runs of equal settings, seeds and names apart, under a label of the first's name.
+
+    ``settings`` are what :func:`comparable` gives of each run, where they have been read already.
+    """
+    known = {run: comparable(run) for run in runs} if settings is None else settings
     found: dict[str, list[Path]] = {}
     for run in runs:
-        found.setdefault(_settings(run), []).append(run)
+        found.setdefault(_identity(run, known[run]), []).append(run)
     groups: dict[str, list[Path]] = {}
     for members in found.values():
         label = members[0].resolve().name
@@ -156,7 +163,7 @@ def comparable(run: Path) -> dict[str, Any] | None:
     same. None where there are no settings.
     """
     try:
-        settings = yaml.safe_load((run / "config.yaml").read_text())
+        settings = yaml.load((run / CONFIG_FILE).read_text(), yaml.CSafeLoader)
         own = str(Path(settings["trainer"]["default_local_dir"]).parent)
     except (OSError, yaml.YAMLError):
         return None
@@ -166,10 +173,11 @@ def comparable(run: Path) -> dict[str, Any] | None:
     return made if isinstance(made, dict) else None
 
 
-def _settings(run: Path) -> str:
+def _identity(run: Path, settings: Mapping[str, Any] | None) -> str:
     """The settings that make two runs comparable; the folder itself where there are none."""
-    settings = comparable(run)
-    return str(run.resolve()) if settings is None else yaml.safe_dump(settings, sort_keys=True)
+    if settings is None:
+        return str(run.resolve())
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def _without_names(settings: Any, own: str) -> Any:

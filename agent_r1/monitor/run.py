@@ -45,6 +45,7 @@ from agent_r1.types import Trajectory
 if TYPE_CHECKING:
     from agent_r1.monitor.tokens import TokenFile, TokenRecord
 
+CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 ARCHIVE_FOLDER = "earlier"
 
@@ -83,7 +84,7 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(path)
             self._record = _RunRecord(path / "run.json", seeds or {})
-            (path / "config.yaml").write_text(to_yaml(config))
+            (path / CONFIG_FILE).write_text(to_yaml(config))
             self._metrics = JsonlFile(path / METRICS_FILE)
             self._trajectories = open_trajectories(path, trajectory_file)
             self._tokens = open_tokens(path) if token_file else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from statistics import fmean, pstdev
 from typing import Any
@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from agent_r1.errors import AgentR1Error, ConfigError, DataError
-from agent_r1.monitor.compare import comparable, seed_groups
+from agent_r1.monitor.compare import seed_groups
 from agent_r1.monitor.query import Query, Row, as_json
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.copying import copied
@@ -59,19 +59,24 @@ class Api:
 
     def pulse(self, request: Request) -> Any:
         """A mark for each run that changes when the run has written something."""
-        return {run.key: run.mark() for run in self._catalog.runs()}
+        return pulse_of(self._catalog.runs())
 
     def runs(self, request: Request) -> Any:
-        """The table of runs, with the settings in which they differ and groups of seeds."""
+        """The table of runs, with the settings in which they differ and groups of seeds.
+
+        ``pulse`` is that of before the runs were read, so that nothing written since is missed.
+        """
         runs = self._catalog.runs()
-        settings = {run.key: flat(comparable(run.path) or {}) for run in runs}
-        groups = seed_groups([run.path for run in runs])
+        pulse = pulse_of(runs)
+        settings = {run.path: run.comparable() for run in runs}
+        groups = seed_groups([run.path for run in runs], settings)
         group_of = {path: label for label, paths in groups.items() for path in paths}
         return {
             "runs": [
                 {**run.summary(), "names": run.names(), "group": group_of[run.path]} for run in runs
             ],
-            "differing": differing(settings),
+            "differing": differing({run.key: flat(settings[run.path] or {}) for run in runs}),
+            "pulse": pulse,
         }
 
     def run(self, request: Request) -> Any:
@@ -182,6 +187,11 @@ def _answering(handler: Handler) -> Callable[[Request], Response]:
 def _json(value: Any, status: int = 200) -> Response:
     text = json.dumps(finite(value), ensure_ascii=True, allow_nan=False, default=str)
     return Response(text, status, media_type="application/json")
+
+
+def pulse_of(runs: Sequence[RunView]) -> dict[str, str]:
+    """``{key: mark}``, see :meth:`RunView.mark`."""
+    return {run.key: run.mark() for run in runs}
 
 
 def interval_of(run: RunView, name: str) -> dict[str, list[float]]:

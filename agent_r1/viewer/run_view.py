@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -18,18 +19,32 @@ from typing import Any
 
 import yaml
 
-from agent_r1.monitor.health import findings
+from agent_r1.monitor.compare import comparable
+from agent_r1.monitor.health import Finding, findings
 from agent_r1.monitor.query import RunIndex
 from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, trajectories_file
-from agent_r1.monitor.run import METRICS_FILE
+from agent_r1.monitor.run import CONFIG_FILE, METRICS_FILE
 from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
 from agent_r1.viewer.growing import GrowingJsonl
+from agent_r1.viewer.latest import Latest, mark_of
 
 _QUIET_SECONDS = 600.0
 """After so long without a step a run whose lock cannot be seen counts as stopped."""
 _RECENT = 20
 _SHOWN = (TRAJECTORIES_FILE, ARROWS_FILE, TOKENS_FILE, "run.json", "results.json")
 _VALIDATION = ("val-core/*accuracy/mean@*", "val-core/*reward/mean@*", "val-core/*")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What ``metrics.jsonl`` tells."""
+
+    steps: Sequence[Mapping[str, float]]
+    names: Sequence[str]
+    pace: float | None
+    """Seconds from one step to the next."""
+    updated: Any
+    findings: Sequence[tuple[int, Finding]]
 
 
 class RunView:
@@ -39,28 +54,41 @@ class RunView:
         self.key = key
         self.path = path
         self.label = path.name
-        self._metrics = GrowingJsonl(path / METRICS_FILE)
+        self._lines = GrowingJsonl(path / METRICS_FILE)
+        self._measured = Latest(self._measure, path / METRICS_FILE)
+        self._settings = Latest(self._read_settings, path / CONFIG_FILE)
+        self._comparable = Latest(lambda: comparable(path), path / CONFIG_FILE)
         self._lock = Lock()
         self._index: RunIndex | None = None
         self._reader: Thread | None = None
         self._tokens = TokenFinder(path)
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The steps' records, ``time`` included."""
-        return self._metrics.records()
-
-    def metrics(self) -> list[dict[str, float]]:
+    def metrics(self) -> Sequence[Mapping[str, float]]:
         """The steps as ``load_metrics`` gives them."""
-        return [_numbers(line) for line in self.lines()]
+        return self._measured.get().steps
 
-    def names(self) -> list[str]:
+    def names(self) -> Sequence[str]:
         """Every metric that some step has."""
-        return sorted({name for line in self.lines() for name in line} - {"step", "time"})
+        return self._measured.get().names
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Mapping[str, Any]:
         """``config.yaml`` with dotted keys; empty where there is none."""
+        return self._settings.get()
+
+    def comparable(self) -> Mapping[str, Any] | None:
+        """The settings without seeds and names: see :mod:`agent_r1.monitor.compare`."""
+        return self._comparable.get()
+
+    def _measure(self) -> Measured:
+        lines = self._lines.records()
+        steps = [_numbers(line) for line in lines]
+        names = sorted({name for line in lines for name in line} - {"step", "time"})
+        updated = lines[-1].get("time") if lines else None
+        return Measured(steps, names, pace_of(lines), updated, findings(steps))
+
+    def _read_settings(self) -> Mapping[str, Any]:
         try:
-            found = yaml.load((self.path / "config.yaml").read_text(), yaml.CSafeLoader)
+            found = yaml.load((self.path / CONFIG_FILE).read_text(), yaml.CSafeLoader)
         except (OSError, yaml.YAMLError):
             return {}
         return flat(found) if isinstance(found, dict) else {}
@@ -149,23 +177,14 @@ class RunView:
 
     def mark(self) -> str:
         """Changes whenever something was written that the application shows."""
-        stats = []
-        for name in (*_SHOWN, METRICS_FILE):
-            try:
-                found = (self.path / name).stat()
-            except OSError:
-                stats.append("-")
-            else:
-                stats.append(f"{found.st_size:x}.{found.st_mtime_ns:x}")
-        return "/".join(stats)
+        return mark_of(self.path / name for name in (*_SHOWN, METRICS_FILE))
 
     def summary(self) -> dict[str, Any]:
         """What the table of runs shows."""
-        lines, steps = self.lines(), self.metrics()
-        settings, state = self.settings(), self.state()
-        total = settings.get("trainer.total_training_steps")
+        measured, state = self._measured.get(), self.state()
+        steps, pace = measured.steps, measured.pace
+        total = self.settings().get("trainer.total_training_steps")
         step = int(steps[-1]["step"]) if steps else None
-        pace = pace_of(lines)
         left = (total - step) * pace if total and step is not None and pace else None
         return {
             "key": self.key,
@@ -179,12 +198,12 @@ class RunView:
             "validation": last_matching(steps, _VALIDATION),
             "loss": _last(steps, "train/loss"),
             "created": self.record().get("created"),
-            "updated": lines[-1].get("time") if lines else None,
+            "updated": measured.updated,
             "pace": pace,
             "left": left if state == "training" else None,
             "findings": [
                 {"step": at, "check": f.check, "metric": f.metric, "sentence": f.sentence}
-                for at, f in findings(steps)
+                for at, f in measured.findings
             ],
             "has_trajectories": self.has_trajectories,
         }

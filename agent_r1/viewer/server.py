@@ -15,14 +15,14 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from agent_r1.errors import DataError
 from agent_r1.viewer.access import Access
 from agent_r1.viewer.api import Api
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.run_view import RunView
+from agent_r1.viewer.served import Assets
 from agent_r1.viewer.spelling import SpellingOf
 
 HOST = "127.0.0.1"
@@ -31,15 +31,16 @@ _ASSETS = Path(str(files("agent_r1.viewer").joinpath("assets")))
 
 def make_app(catalog: Catalog, token: str, tokenizer: Path | None = None) -> Starlette:
     """The ASGI application; ``tokenizer`` is a model folder to use for every run."""
-    page = (_ASSETS / "index.html").read_bytes()
+    assets = Assets(_ASSETS)
+    page = assets.page()
 
-    def index(request: Request) -> Response:
+    async def index(request: Request) -> Response:
         return Response(page, media_type="text/html")
 
     routes = [
         Route("/", index),
         *Api(catalog, _spellings(tokenizer)).routes(),
-        Mount("/assets", StaticFiles(directory=_ASSETS)),
+        Route("/assets/{name:path}", assets.serve),
     ]
     return Starlette(routes=routes, middleware=[Middleware(Access, token=token)])
 
@@ -106,6 +107,7 @@ def serve(
             "evaluation wrote, or one above it"
         )
     server = Server(catalog, port, tokenizer)
+    Thread(target=_read_ahead, args=(catalog,), daemon=True).start()
     ready(server.address)
     if browser:
         webbrowser.open(server.address)  # the listener queues what comes before the first accept
@@ -113,6 +115,13 @@ def serve(
         server.run()
     finally:
         server.close()
+
+
+def _read_ahead(catalog: Catalog) -> None:
+    """Read the runs' metrics and settings while the browser starts, which then asks for them."""
+    for run in catalog.runs():
+        run.summary()
+        run.comparable()
 
 
 def _listen(port: int) -> socket.socket:

@@ -1,7 +1,5 @@
 """A browser, runs to look at, and what every page must satisfy."""
 
-import os
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,30 +9,21 @@ import pytest
 from agent_r1.config import Config
 from agent_r1.monitor import RunFolder, rollout_metrics
 from agent_r1.testing import byte_tokenizer, make_trajectory
+from agent_r1.testing.chromium import chromium_program, launch_chromium
 from agent_r1.types import Outcome, Reward, Task
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.server import Server
 
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WIDE, NARROW = (1280, 900), (390, 844)
 
 
 @pytest.fixture(scope="session")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]'")
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if not program:
+    if chromium_program() is None:
         pytest.skip("no Chromium: apt-get install chromium, or set CHROMIUM to its path")
     with api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        chromium = launch_chromium(playwright)
         yield chromium
         chromium.close()
 

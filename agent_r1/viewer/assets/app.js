@@ -2,19 +2,22 @@
 import {html, render, useEffect, useRef, useState} from "./lib/core.js";
 import {Shared, useRuns} from "./lib/api.js";
 import {useKeys} from "./lib/keys.js";
-import {go, link, useRoute} from "./lib/route.js";
+import {later} from "./lib/later.js";
+import {go, link, parse, useRoute} from "./lib/route.js";
 import {useStored} from "./lib/store.js";
 import {Problem, State} from "./lib/parts.js";
 import {Alerts, News} from "./views/alerts.js";
-import {Find} from "./views/find.js";
-import {Help} from "./views/help.js";
 import {Runs} from "./views/runs.js";
-import {Settings} from "./views/settings.js";
-import {Step} from "./views/step.js";
-import {Trajectory} from "./views/trajectory.js";
 
 const PLACES = [["step", "Step"], ["find", "Find"], ["settings", "Settings"]];
-const VIEWS = {step: Step, find: Find, trajectory: Trajectory, settings: Settings};
+const VIEWS = {
+  step: later(() => import("./views/step.js"), "Step"),
+  find: later(() => import("./views/find.js"), "Find"),
+  trajectory: later(() => import("./views/trajectory.js"), "Trajectory"),
+  settings: later(() => import("./views/settings.js"), "Settings"),
+};
+const Help = later(() => import("./views/help.js"), "Help");
+const LATER = [...Object.values(VIEWS), Help];
 
 function App() {
   const shared = useRuns();
@@ -30,6 +33,7 @@ function App() {
     if (theme === "system") delete document.documentElement.dataset.theme;
     else document.documentElement.dataset.theme = theme;
   }, [theme]);
+  useEffect(() => { if (shared.runs) requestIdleCallback(() => LATER.forEach(view => view.load())); }, [!shared.runs]);
   useEffect(() => { document.title = title(route, run); }, [route, run?.label]);
   useEffect(() => { main.current?.scrollTo?.(0, 0); scrollTo(0, 0); }, [route.path.join("/")]);
 
@@ -89,4 +93,5 @@ function title(route, run) {
   return what.filter(Boolean).join(" · ") + " · Agent-R1";
 }
 
+VIEWS[parse(location.hash).path[2]]?.load(); // while the runs are being read
 render(html`<${App} />`, document.getElementById("app"));

@@ -24,7 +24,7 @@ function search(params) {
       if (each !== undefined && each !== null && each !== "") found.append(name, each);
     }
   }
-  return "?" + found;
+  return found.size ? "?" + found : "";
 }
 
 const PENDING_MS = 500;
@@ -64,15 +64,13 @@ const told = run => ({...run, label: legible(run.label), group: legible(run.grou
 export function useRuns() {
   const [shared, setShared] = useState({runs: null, differing: {}, pulse: {}, error: null});
   useEffect(() => {
-    let pulse = null, timer = 0, over = false;
+    let seen = null, timer = 0, over = false;
     async function beat() {
       try {
-        const marks = await get("pulse");
-        const text = JSON.stringify(marks);
-        if (text !== pulse) {
-          const {runs, differing} = await get("runs");
-          pulse = text;
-          if (!over) setShared({runs: runs.map(told), differing, pulse: marks, error: null});
+        if (seen === null || JSON.stringify(await get("pulse")) !== seen) {
+          const {runs, differing, pulse} = await get("runs");
+          seen = JSON.stringify(pulse);
+          if (!over) setShared({runs: runs.map(told), differing, pulse, error: null});
         } else if (!over) {
           setShared(old => old.error ? {...old, error: null} : old);
         }

@@ -4,9 +4,6 @@ import {html, useEffect, useRef, useState} from "./core.js";
 import {metric} from "./format.js";
 import {legible, named} from "./text.js";
 
-export const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6", "--c7", "--c8"];
-export const colour = index => COLOURS[index % COLOURS.length];
-
 export const resolved = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 // An exponential mean as in TensorBoard, without its pull towards the first value.

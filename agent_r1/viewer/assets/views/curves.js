@@ -1,7 +1,8 @@
 // Curves of the ticked runs: what matters first, then every metric by its family.
 import {html, useMemo, useState} from "../lib/core.js";
 import {useData, useShared} from "../lib/api.js";
-import {Chart, band, colour, smooth} from "../lib/chart.js";
+import {Chart, band, smooth} from "../lib/chart.js";
+import {colour} from "../lib/colours.js";
 import {Empty, Problem} from "../lib/parts.js";
 import {chosenColour} from "./run_table.js";
 import {TimeSplit} from "./time_split.js";

@@ -1,6 +1,6 @@
 // The table of runs. Settings that differ between them are its last columns.
 import {html, useState} from "../lib/core.js";
-import {colour} from "../lib/chart.js";
+import {colour} from "../lib/colours.js";
 import {ago, duration, metric, number, percent, setting} from "../lib/format.js";
 import {Reward, State} from "../lib/parts.js";
 

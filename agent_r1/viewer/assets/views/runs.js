@@ -2,12 +2,13 @@
 import {html, useMemo, useState} from "../lib/core.js";
 import {useShared} from "../lib/api.js";
 import {useKeys} from "../lib/keys.js";
+import {later} from "../lib/later.js";
 import {go} from "../lib/route.js";
 import {Alert} from "./alerts.js";
-import {Curves} from "./curves.js";
 import {RunTable} from "./run_table.js";
 
 const SHOWN_FIRST = 8;
+const Curves = later(() => import("./curves.js"), "Curves");
 
 export function Runs({route}) {
   const {runs, differing} = useShared();

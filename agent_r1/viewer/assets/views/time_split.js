@@ -1,7 +1,8 @@
 // Where the seconds of a step go: generation, tools, training, waiting, as shares of one run.
 import {html, useState} from "../lib/core.js";
 import {useData, useShared} from "../lib/api.js";
-import {Chart, colour} from "../lib/chart.js";
+import {Chart} from "../lib/chart.js";
+import {colour} from "../lib/colours.js";
 
 const WHOLE = "timing_s/step";
 const NESTED = /timing_s\/(step|.*\/.*)$/;
