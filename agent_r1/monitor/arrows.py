@@ -187,11 +187,18 @@ def read_arrows(path: Path) -> Iterator[dict[str, Any]]:
             yield record_of(batch, row, path)
 
 
-def record_of(batch: pa.RecordBatch, row: int, path: Path) -> dict[str, Any]:
-    """One row as the object of a line of ``trajectories.jsonl``."""
+def record_of(
+    batch: pa.RecordBatch, row: int, path: Path, *, arrays: bool = False
+) -> dict[str, Any]:
+    """One row as the object of a line of ``trajectories.jsonl``.
+
+    ``arrays``: ids and log-probabilities are numpy arrays, and not lists of Python's numbers.
+    """
     record = decode(batch["record"][row].as_py(), f"{path}, a record")
-    ids = batch["ids"][row].values.to_pylist()
-    logprobs = (batch["logprobs"][row].values or pa.array([], pa.float32())).to_pylist()
+    ids = batch["ids"][row].values
+    logprobs = batch["logprobs"][row].values or pa.array([], pa.float32())
+    ids = ids.to_numpy() if arrays else ids.to_pylist()
+    logprobs = logprobs.to_numpy() if arrays else logprobs.to_pylist()
     at = told = 0
     for turn in record["turns"]:
         for name in _ID_LISTS:
@@ -201,7 +208,8 @@ def record_of(batch: pa.RecordBatch, row: int, path: Path) -> dict[str, Any]:
                 at += count
         count = len(turn["token_ids"])
         if turn["logprobs"] is True:
-            turn["logprobs"] = json_numbers(logprobs[told : told + count])
+            some = logprobs[told : told + count]
+            turn["logprobs"] = some if arrays else json_numbers(some)
         told += count
     return with_loss_mask(record)
 

@@ -79,25 +79,27 @@ class TokenFinder:
         self._lock = Lock()
         self._messages: list[Message] = []
 
-    def find(self, trajectory: str, first: int, last: int) -> dict[str, list[float]] | None:
-        """The lists of a trajectory that was trained on between two steps; None: it was not."""
+    def find(
+        self, trajectory: str, first: int, last: int
+    ) -> dict[str, np.ndarray[Any, Any]] | None:
+        """The arrays of a trajectory that was trained on between two steps; None: it was not."""
         for anew in (False, True):  # a run that resumed may have cut the file and gone on since
             with suppress(OSError, DataError, pa.ArrowInvalid, StopIteration):
-                lists = self._search(self._refreshed(anew), trajectory, first, last)
-                if lists is not None:
-                    return lists
+                arrays = self._search(self._refreshed(anew), trajectory, first, last)
+                if arrays is not None:
+                    return arrays
         return None
 
     def _search(
         self, found: Sequence[Message], trajectory: str, first: int, last: int
-    ) -> dict[str, list[float]] | None:
+    ) -> dict[str, np.ndarray[Any, Any]] | None:
         for at in range(bisect_left(found, first, key=lambda message: message.step), len(found)):
             batch = found[at].read("step", "id")
             if batch["step"][0].as_py() > last:
                 return None
             ids = batch["id"].to_pylist()
             if trajectory in ids:
-                return _lists(found[at].read(), ids.index(trajectory))
+                return _arrays(found[at].read(), ids.index(trajectory))
         return None
 
     def _refreshed(self, anew: bool) -> Sequence[Message]:
@@ -108,6 +110,6 @@ class TokenFinder:
             return self._messages
 
 
-def _lists(batch: pa.RecordBatch, row: int) -> dict[str, list[float]]:
+def _arrays(batch: pa.RecordBatch, row: int) -> dict[str, np.ndarray[Any, Any]]:
     names = [field.name for field in SCHEMA if field.type == _NUMBERS]
-    return {name: [float(n) for n in batch[name][row].values.to_numpy(False)] for name in names}
+    return {name: batch[name][row].values.to_numpy(False) for name in names}

@@ -24,7 +24,7 @@ from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.copying import copied
 from agent_r1.viewer.run_view import RunView, flat
 from agent_r1.viewer.series import finite, series, wilson
-from agent_r1.viewer.shown import question_of, shown
+from agent_r1.viewer.shown import question_of, shown, tokens_of
 from agent_r1.viewer.spelling import SpellingOf
 
 MOST_ROWS = 500
@@ -49,6 +49,7 @@ class Api:
             "metrics": self.metrics,
             "trajectories": self.trajectories,
             "trajectory": self.trajectory,
+            "tokens": self.tokens,
             "around": self.around,
             "steps": self.steps,
             "step": self.step,
@@ -113,11 +114,23 @@ class Api:
 
     def trajectory(self, request: Request) -> Any:
         run, key = self._run(request), request.query_params.get("key", "")
-        index = run.index()
-        siblings = [as_json(row) for row in index.siblings(key)]
-        record = index.trajectory(key)
-        found = shown(record, self._spellings(run).get(), run.seen(record))
-        return found | {"siblings": siblings}
+        siblings = [as_json(row) for row in run.index().siblings(key)]
+        record, seen = run.trajectory(key)
+        spelling = self._spellings(run).get()
+        found = shown(record, seen, spelling is not None)
+        return found | {"key": key, "siblings": siblings}
+
+    def tokens(self, request: Request) -> Any:
+        """The first ``end`` tokens of a ``turn``, counted from 0, of a trajectory."""
+        asked, run = request.query_params, self._run(request)
+        record, seen = run.trajectory(asked.get("key", ""))
+        turn, end = _integer(asked, "turn"), _integer(asked, "end")
+        if not (0 <= turn < len(record["turns"]) and end >= 0):
+            raise DataError(f"the trajectory has {len(record['turns'])} turns, and no turn {turn}")
+        spelling = self._spellings(run).get()
+        if spelling is None:
+            raise DataError("no tokenizer of this run was found; start with --tokenizer MODEL")
+        return tokens_of(record, turn, end, seen, spelling)
 
     def around(self, request: Request) -> Any:
         """The keys before and after one, in the order of a search."""

@@ -41,7 +41,7 @@ def _markdown(trajectory: Trajectory, record: Mapping[str, Any]) -> str:
         f"answer {trajectory.task.answer}",
     ]
     lines = [f"### Trajectory {trajectory.id}", "", ", ".join(facts), ""]
-    for message in messages_of(trajectory):
+    for message in messages_of(trajectory.task.prompt):
         lines += [f"**{message['role']}**", "", _fenced(message["text"]), ""]
     for number, turn in enumerate(trajectory.turns, start=1):
         lines += [f"**turn {number}, the model**", "", _fenced(turn.text), ""]
@@ -66,7 +66,7 @@ def _test(trajectory: Trajectory, record: Mapping[str, Any]) -> str:
         for turn in trajectory.turns
     ]
     calls = [[call.success for call in turn.tool_calls] for turn in trajectory.turns]
-    prompt = "\n\n".join(message["text"] for message in messages_of(trajectory))
+    prompt = "\n\n".join(message["text"] for message in messages_of(trajectory.task.prompt))
     value = "None" if reward is None else repr(reward.value)
     return "\n".join(
         [

@@ -27,6 +27,7 @@ from agent_r1.monitor.run import CONFIG_FILE, METRICS_FILE
 from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
 from agent_r1.viewer.growing import GrowingJsonl
 from agent_r1.viewer.latest import Latest, mark_of
+from agent_r1.viewer.shown import Seen
 
 _QUIET_SECONDS = 600.0
 """After so long without a step a run whose lock cannot be seen counts as stopped."""
@@ -58,10 +59,11 @@ class RunView:
         self._measured = Latest(self._measure, path / METRICS_FILE)
         self._settings = Latest(self._read_settings, path / CONFIG_FILE)
         self._comparable = Latest(lambda: comparable(path), path / CONFIG_FILE)
-        self._lock = Lock()
+        self._lock, self._last_lock = Lock(), Lock()
         self._index: RunIndex | None = None
         self._reader: Thread | None = None
         self._tokens = TokenFinder(path)
+        self._last: tuple[str, Mapping[str, Any], Seen | None] = ("", {}, None)
 
     def metrics(self) -> Sequence[Mapping[str, float]]:
         """The steps as ``load_metrics`` gives them."""
@@ -111,8 +113,23 @@ class RunView:
         except OSError:
             return False
 
-    def seen(self, record: Mapping[str, Any]) -> dict[str, list[float]] | None:
-        """What the update saw of a trajectory's tokens; None where it was not trained on."""
+    def trajectory(self, key: str) -> tuple[Mapping[str, Any], Seen | None]:
+        """A record, with arrays where its file has such, and what the update saw of its tokens.
+
+        The second is None where the trajectory was not trained on. The last one is remembered:
+        its turns are asked for one after the other.
+
+        Raises:
+            DataError: there is none of that key.
+        """
+        with self._last_lock:
+            mark = f"{key} {self.mark()}"
+            if self._last[0] != mark:
+                record = self.index().trajectory(key, arrays=True)
+                self._last = mark, record, self._seen(record)
+            return self._last[1:]
+
+    def _seen(self, record: Mapping[str, Any]) -> Seen | None:
         if record["split"] != "train":
             return None
         step, staleness = record["step"], self.settings().get("trainer.max_staleness", 0)

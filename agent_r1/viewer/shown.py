@@ -1,61 +1,56 @@
-"""A stored trajectory as the page of one trajectory wants it. Plain data for JSON."""
+"""A stored trajectory as the page of one trajectory wants it. Plain data for JSON.
+
+A trajectory may have millions of tokens: :func:`shown` tells what is the same however many there
+are, and :func:`tokens_of` a stretch of the tokens of one turn.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from agent_r1.monitor.records import decode_trajectory
-from agent_r1.types import Trajectory, Turn
+import numpy as np
+
 from agent_r1.viewer.spelling import Spelling
 
+Seen = Mapping[str, Any]
+"""What the update saw of each token that the model wrote (:mod:`agent_r1.monitor.tokens`)."""
+MOST_TOKENS = 100_000
+"""Of one answer."""
 
-def shown(
-    record: Mapping[str, Any],
-    spelling: Spelling | None,
-    seen: Mapping[str, Sequence[float]] | None = None,
-) -> dict[str, Any]:
-    """The whole trajectory with its turns; tokens are told apart where they can be spelled.
 
-    ``seen``: lists of what the update saw of each token (:mod:`agent_r1.monitor.tokens`).
-    """
-    trajectory = decode_trajectory(record)
-    reward, task = trajectory.reward, trajectory.task
+def shown(record: Mapping[str, Any], seen: Seen | None, spelled: bool) -> dict[str, Any]:
+    """All of a trajectory but its tokens; ``spelled``: whether these can be told apart."""
+    reward, task = record["reward"], record["task"]
     return {
-        "id": trajectory.id,
+        "id": record["id"],
         "step": record["step"],
         "split": record["split"],
-        "group": trajectory.group_id,
-        "sibling": trajectory.index,
-        "outcome": trajectory.outcome.value,
-        "failed": trajectory.outcome.failed,
-        "error": trajectory.error,
-        "seconds": trajectory.seconds,
-        "state": _plain(trajectory.state),
-        "reward": None
-        if reward is None
-        else {
-            "value": reward.value,
-            "parts": dict(reward.parts),
-            "per_turn": None if reward.per_turn is None else list(reward.per_turn),
-        },
+        "group": record["group_id"],
+        "sibling": record["index"],
+        "outcome": record["outcome"],
+        "error": record["error"],
+        "seconds": float(record["seconds"]),
+        "state": _plain(record.get("state")),
+        "reward": reward,
         "task": {
-            "id": task.id,
-            "source": task.data_source,
-            "answer": _plain(task.answer),
-            "extra": {str(name): _plain(value) for name, value in task.extra.items()},
+            "id": task["id"],
+            "source": task["data_source"],
+            "answer": _plain(task["answer"]),
+            "extra": {str(name): _plain(value) for name, value in task["extra"].items()},
         },
-        "prompt": messages_of(trajectory),
-        "opening": trajectory.opening,
-        "turns": _turns(trajectory, seen or {}, spelling),
-        "spelled": spelling is not None,
+        "prompt": messages_of(task["prompt"]),
+        "opening": record.get("opening", ""),
+        "turns": _turns(record["turns"]),
+        "spelled": spelled,
+        "measured": _measured(record["turns"], seen or {}),
     }
 
 
-def messages_of(trajectory: Trajectory) -> list[dict[str, str]]:
-    """The messages that the task began with, as ``role`` and ``text``."""
-    prompt = trajectory.task.prompt
+def messages_of(prompt: str | Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The messages that a task began with, as ``role`` and ``text``."""
     if isinstance(prompt, str):
         return [{"role": "prompt", "text": prompt}]
     return [{"role": str(m.get("role", "")), "text": _content(m)} for m in prompt]
@@ -75,63 +70,107 @@ def _content(message: Mapping[str, Any]) -> str:
     return text + (f"\n{_plain(calls)}" if calls else "")
 
 
-def _turns(
-    trajectory: Trajectory, seen: Mapping[str, Sequence[float]], spelling: Spelling | None
-) -> list[dict[str, Any]]:
+def _turns(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
-    before: Turn | None = None
-    at = 0
-    for turn in trajectory.turns:
-        begins = before is None or turn.prompt_ids != before.next_prompt_ids
-        end = at + turn.completion.length
-        made.append(_turn(turn, {n: list(seen[n][at:end]) for n in seen}, begins, spelling))
-        before, at = turn, end
+    context = 0
+    for turn in turns:
+        begins = turn["prompt_ids"] is not None
+        context = len(turn["prompt_ids"]) if begins else context
+        made.append(_turn(turn, begins, context))
+        context += len(turn["token_ids"]) + len(turn["observation_ids"])
     return made
 
 
-def _turn(
-    turn: Turn, seen: Mapping[str, Any], begins: bool, spelling: Spelling | None
-) -> dict[str, Any]:
-    completion = turn.completion
+def _turn(turn: Mapping[str, Any], begins: bool, context: int) -> dict[str, Any]:
     return {
-        "text": turn.text,
-        "tokens": _tokens(turn, seen, spelling),
-        "length": completion.length,
-        "finish": completion.finish.value,
-        "stop": completion.stop,
-        "versions": [list(run) for run in completion.versions],
+        "text": turn["text"],
+        "length": len(turn["token_ids"]) if turn.get("counted") is None else turn["counted"],
+        "finish": turn["finish"],
+        "stop": turn["stop"],
+        "versions": _versions(turn),
         "begins": begins,
-        "context": _spelled(turn.prompt_ids, spelling) if begins else None,
-        "context_length": len(turn.prompt_ids),
-        "observation": turn.observation_text,
-        "observed": _spelled(turn.observation_ids, spelling),
-        "observed_length": len(turn.observation_ids),
-        "calls": [{"success": c.success, "seconds": c.seconds} for c in turn.tool_calls],
-        "generate_seconds": turn.generate_seconds,
-        "tool_seconds": turn.tool_seconds,
-        "reward": turn.reward,
+        "context_length": context,
+        "observation": turn["observation_text"],
+        "observed_length": len(turn["observation_ids"]),
+        "calls": [
+            {"success": call["success"], "seconds": float(call["seconds"])}
+            for call in turn["tool_calls"]
+        ],
+        "generate_seconds": float(turn["generate_seconds"]),
+        "tool_seconds": float(turn["tool_seconds"]),
+        "reward": turn.get("reward"),
+    }
+
+
+def _versions(turn: Mapping[str, Any]) -> list[list[int]]:
+    """Runs of ``[first token, version]``; files of before have one version for all tokens."""
+    if "versions" not in turn:
+        return [[0, turn["policy_version"]]]
+    return [[int(first), int(version)] for first, version in turn["versions"]]
+
+
+def _measured(turns: Sequence[Mapping[str, Any]], seen: Seen) -> dict[str, float]:
+    """What is known of single tokens: ``{name: greatest size}`` of the whole trajectory."""
+    found = {"versions": float(max((v for t in turns for _, v in _versions(t)), default=0))}
+    if any(turn["logprobs"] is not None for turn in turns):
+        found["logprobs"] = 0.0
+    for name, values in seen.items():
+        known = np.abs(np.asarray(values, np.float32))
+        known = known[np.isfinite(known)]
+        found[name] = float(known.max()) if known.size else 0.0
+    return found
+
+
+def tokens_of(
+    record: Mapping[str, Any], number: int, end: int, seen: Seen | None, spelling: Spelling
+) -> dict[str, Any]:
+    """The first ``end`` tokens of a turn, and as text the context and the answer around them.
+
+    ``tokens`` is None where the ids are not of the vocabulary. Its ``pieces`` are ``[text, how
+    many tokens]``; its other lists have a number for each token.
+    """
+    turns = record["turns"]
+    turn = turns[number]
+    before = sum(len(each["token_ids"]) for each in turns[:number])
+    return {
+        "context": None if turn["prompt_ids"] is None else _text(turn["prompt_ids"], spelling),
+        "observed": _text(turn["observation_ids"], spelling),
+        "tokens": _tokens(turn, before, min(end, MOST_TOKENS), seen or {}, spelling),
+        "total": len(turn["token_ids"]),
     }
 
 
 def _tokens(
-    turn: Turn, seen: Mapping[str, Any], spelling: Spelling | None
+    turn: Mapping[str, Any], before: int, end: int, seen: Seen, spelling: Spelling
 ) -> dict[str, Any] | None:
-    """``pieces`` are ``[text, how many tokens]``; the other lists have a number for each token."""
-    completion = turn.completion
-    if spelling is None or completion.counted is not None:
+    ids = _listed(turn["token_ids"][:end])
+    if turn.get("counted") is not None or not spelling.knows(ids):
         return None
-    if not spelling.knows(completion.token_ids):
-        return None
+    known: dict[str, Any] = {
+        name: values[before : before + len(ids)] for name, values in seen.items()
+    }
+    if turn["logprobs"] is not None:
+        known["logprobs"] = turn["logprobs"][:end]
+    runs = [*_versions(turn), [len(ids), 0]]
     return {
-        "pieces": [list(piece) for piece in spelling.pieces(completion.token_ids)],
-        "logprobs": None if completion.logprobs is None else list(completion.logprobs),
-        "versions": list(completion.token_versions()),
-        **seen,
+        "pieces": [list(piece) for piece in spelling.pieces(ids)],
+        "versions": [
+            version
+            for (first, version), (after, _) in pairwise(runs)
+            for _ in range(first, min(after, len(ids)))
+        ],
+        **{name: [float(value) for value in values] for name, values in known.items()},
     }
 
 
-def _spelled(ids: tuple[int, ...], spelling: Spelling | None) -> str | None:
-    return spelling.text(ids) if spelling is not None and spelling.knows(ids) else None
+def _text(ids: Iterable[int], spelling: Spelling) -> str | None:
+    found = _listed(ids)
+    return spelling.text(found) if spelling.knows(found) else None
+
+
+def _listed(ids: Iterable[int]) -> list[int]:
+    found: list[int] = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    return found
 
 
 def _plain(value: Any) -> str:

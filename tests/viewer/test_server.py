@@ -2,6 +2,8 @@
 
 import ast
 import json
+import posixpath
+import re
 import socket
 from dataclasses import replace
 
@@ -18,7 +20,7 @@ from agent_r1.monitor import RunFolder, rollout_metrics
 from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.tokens import TokenRecord
 from agent_r1.testing import byte_tokenizer, make_trajectory
-from agent_r1.types import Completion, Finish, Outcome, Reward, Task
+from agent_r1.types import Completion, Finish, Outcome, Reward, Task, Turn
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.server import Server, make_app, serve
 
@@ -260,13 +262,65 @@ def test_a_trajectory_comes_with_tokens_and_siblings(tmp_path):
         run = only_run(web)
         key = ask(web, "trajectories", run=run, descending="false")["rows"][0]["key"]
         found = ask(web, "trajectory", run=run, key=key)
-    tokens = found["turns"][0]["tokens"]
+        answer = ask(web, "tokens", run=run, key=key, turn=0, end=9)
+        first = ask(web, "tokens", run=run, key=key, turn=0, end=2)
+        absent = {"run": run, "key": key, "turn": 1, "end": 2}
+        assert web.get("/api/tokens", params=absent).status_code == 404
+    tokens = answer["tokens"]
+    assert found["measured"] == {
+        "versions": 4,
+        "logprobs": 0,
+        "advantages": 1.5,
+        "differences": 0,
+        "entropies": 2,
+    }
+    assert first["total"] == answer["total"] == 3
+    assert first["tokens"]["pieces"] == [["é", 2]] and first["tokens"]["versions"] == [3, 3]
+    assert first["tokens"]["advantages"] == [1.5, None]
     assert tokens["pieces"] == [["é", 2], ["<", 1]]
     assert tokens["logprobs"] == [-0.5, -1.0, -2.0] and tokens["versions"] == [3, 3, 4]
     assert tokens["advantages"] == [1.5, None, -1.5] and tokens["entropies"] == [0.5, 1, 2]
     assert tokens["differences"] == [None] * 3
-    assert found["turns"][0]["context"] == "AB"
+    assert answer["context"] == "AB" and answer["observed"] == ""
     assert [row["reward"] for row in found["siblings"]] == [1.0, 0.0]
+
+
+def test_tokens_of_a_later_turn_are_those_of_that_turn(tmp_path):
+    base = made("odd", 0, 1.0, ("ab", "-"), ("cde", "+"))
+    with RunFolder(tmp_path / "run", Config(), token_file=True) as out:
+        out.store([base], step=1)
+        worth = np.arange(sum(turn.completion.length for turn in base.turns), dtype=float)
+        out.store_tokens([TokenRecord(base.id, worth, worth, worth)], step=1)
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    with client(tmp_path / "run", tokenizer=tmp_path / "model") as web:
+        web.get("/?token=secret")
+        key = only_run(web)
+        turns = ask(web, "trajectory", run=key, key="0")["turns"]
+        found = ask(web, "tokens", run=key, key="0", turn=1, end=2)
+    assert found["context"] is None and found["total"] == turns[1]["length"]
+    before = turns[0]["length"]
+    assert found["tokens"]["advantages"] == [before, before + 1]
+    behind = len(base.turns[1].prompt_ids)
+    assert turns[1]["context_length"] == behind
+
+
+def test_a_trajectory_is_answered_by_what_it_shows_however_many_tokens_it_has(tmp_path):
+    """The answer has the texts, once, and none of what grows with the tokens beside them."""
+    sizes = {}
+    for count in (100, 100_000):
+        ids = (97,) * count
+        turn = Turn((65,), Completion(ids, (-1.0,) * count, Finish.STOP), "text", ids, "seen")
+        turns = [turn]
+        for _ in range(3):
+            turns.append(replace(turn, prompt_ids=turns[-1].next_prompt_ids))
+        folder = tmp_path / str(count)
+        with RunFolder(folder, Config()) as out:
+            out.store([replace(made("odd", 0, 1.0), turns=tuple(turns))], step=1)
+        with client(folder) as web:
+            web.get("/?token=secret")
+            params = {"run": only_run(web), "key": "0"}
+            sizes[count] = len(web.get("/api/trajectory", params=params).content)
+    assert sizes[100_000] - sizes[100] < 100  # digits of lengths
 
 
 def test_an_edited_context_begins_a_new_segment(tmp_path):
@@ -353,3 +407,29 @@ def test_the_command_needs_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="no folder runs/"):
         cli.main(["view"], standalone_mode=False)
+
+
+# --- the files of the page --------------------------------------------------------------
+
+
+def test_the_page_names_every_module_of_its_first_view_and_none_of_later_ones(web):
+    page = web.get("/").text
+    named = re.findall(r'<link rel="modulepreload" href="(.*?)">', page)
+    for name in named:
+        answer = web.get(f"/{name}")
+        assert answer.status_code == 200
+        for target in re.findall(r'from "(\..*?)";', answer.text):
+            assert posixpath.normpath(posixpath.join(posixpath.dirname(name), target)) in named
+    assert "assets/vendor/preact.js" in named and "assets/views/runs.js" in named
+    assert not [name for name in named if "uplot" in name or "highlight" in name]
+    assert "assets/views/curves.js" not in named  # it needs uPlot
+
+
+def test_the_runs_come_with_the_marks_of_before_they_were_read(web, run):
+    before = ask(web, "runs")
+    assert before["pulse"] == ask(web, "pulse")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "critic/rewards/mean": 0.125}\n')
+    after = ask(web, "runs")
+    assert after["pulse"] != before["pulse"]
+    assert after["runs"][0]["step"] == 99 and after["runs"][0]["reward"] == 0.125

@@ -33,8 +33,11 @@ class Source(Protocol):
     def left(self, place: int) -> int:
         """How many bytes stand there and after it."""
 
-    def record(self, place: int, size: int) -> dict[str, Any] | None:
-        """The record there; None if the file has been cut back."""
+    def record(self, place: int, size: int, *, arrays: bool = False) -> dict[str, Any] | None:
+        """The record there; None if the file has been cut back.
+
+        ``arrays``: where the file has numbers as arrays, they stay that.
+        """
 
     def check(self, place: int, size: int) -> int:
         """The check of what stands there now."""
@@ -61,7 +64,7 @@ class JsonlSource:
                 yield Entry(start, len(line), crc32(line), line[:-1], end)
                 start = end
 
-    def record(self, place: int, size: int) -> dict[str, Any] | None:
+    def record(self, place: int, size: int, *, arrays: bool = False) -> dict[str, Any] | None:
         line = self._bytes(place, size)
         return decode(line, f"{self.path}, byte {place}") if line else None
 
@@ -100,10 +103,12 @@ class ArrowSource:
                 yield Entry(place + row, len(data), check, line, after)
             first = 0
 
-    def record(self, place: int, size: int) -> dict[str, Any] | None:
+    def record(self, place: int, size: int, *, arrays: bool = False) -> dict[str, Any] | None:
         start, row = divmod(place, BATCH_ROWS)
         data = Message(self.path, start, start + size).bytes()
-        return record_of(read_batch(data), row, self.path) if len(data) == size else None
+        if len(data) != size:
+            return None
+        return record_of(read_batch(data), row, self.path, arrays=arrays)
 
     def check(self, place: int, size: int) -> int:
         start = place // BATCH_ROWS

@@ -11,7 +11,7 @@ export const MEASURES = {
   },
   advantage: {
     title: "advantage", needs: ["advantages"], ends: ["below", "above"], kind: "two",
-    value: (tokens, i) => tokens.advantages[i], scale: (value, most) => value / most,
+    value: (tokens, i) => tokens.advantages[i], scale: (value, most) => value / (most || 1),
   },
   entropy: {
     title: "entropy (nats)", needs: ["entropies"], ends: ["none", "high"], kind: "one",
@@ -27,30 +27,19 @@ export const MEASURES = {
   },
 };
 
-export const available = (name, data) => MEASURES[name].needs.every(need => data.turns.some(turn => turn.tokens?.[need]));
+export const available = (name, data) => MEASURES[name].needs.every(need => need in data.measured);
 
-// The greatest size of a measure in a list of turns, for scales that depend on it.
-export function most(name, turns) {
-  const {value, needs} = MEASURES[name];
-  let found = name === "version" ? 0 : 1e-9;
-  for (const {tokens} of turns) {
-    if (!tokens || !needs.every(need => tokens[need])) continue;
-    for (let i = 0; i < tokens.versions.length; i++) {
-      const each = value(tokens, i);
-      if (each !== null) found = Math.max(found, Math.abs(each));
-    }
-  }
-  return found;
-}
+// The greatest size of a measure in a trajectory, for scales that depend on it.
+export const greatest = (name, data) => Math.max(0, ...MEASURES[name].needs.map(need => data.measured[need] ?? 0));
 
 // A class out of nine steps: the content security policy allows no colours in attributes.
-export function shade(name, tokens, i, greatest) {
+export function shade(name, tokens, i, most) {
   const {kind, value, scale, needs} = MEASURES[name];
   if (!needs.every(need => tokens[need])) return "";
   const known = value(tokens, i);
   if (known === null || known === undefined) return "";
-  if (kind === "versions") return "v" + Math.min(7, scale(known, greatest));
-  const size = scale(known, greatest);
+  if (kind === "versions") return "v" + Math.min(7, scale(known, most));
+  const size = scale(known, most);
   const step = Math.min(8, Math.round(Math.abs(size) * 8));
   return step === 0 ? "" : (kind === "two" && size > 0 ? "plus" : "heat") + step;
 }
@@ -61,7 +50,7 @@ export function Legend({measure, data}) {
   const classes = kind === "one" ? ["heat0", ...steps.map(i => "heat" + i)]
     : kind === "two" ? [...steps.map(i => "heat" + i).reverse(), "heat0", ...steps.map(i => "plus" + i)]
     : ["v3", "v2", "v1", "v0"];
-  const greatest = measure === "advantage" ? most(measure, data.turns) : null;
-  return html`<span class="scale-legend"><span>${ends[0]}${greatest ? " " + number(-greatest) : ""}</span><span class="scale" aria-hidden="true">${classes.map(each => html`<i class=${each}></i>`)}</span><span>${ends[1]}${greatest ? " " + number(greatest) : ""}</span>
+  const edge = measure === "advantage" ? greatest(measure, data) : null;
+  return html`<span class="scale-legend"><span>${ends[0]}${edge ? " " + number(-edge) : ""}</span><span class="scale" aria-hidden="true">${classes.map(each => html`<i class=${each}></i>`)}</span><span>${ends[1]}${edge ? " " + number(edge) : ""}</span>
     <span class="masked-mark">grey: masked, not trained on</span></span>`;
 }

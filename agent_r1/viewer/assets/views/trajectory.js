@@ -10,7 +10,7 @@ import {Line, Text, named} from "../lib/text.js";
 import {Legend, MEASURES, available} from "./measures.js";
 import {Siblings} from "./siblings.js";
 import {Timeline} from "./timeline.js";
-import {Turn} from "./turn.js";
+import {Turn, useTokens} from "./turn.js";
 
 const COPIES = [["markdown", "Markdown"], ["trace", "a trace to learn from"], ["test", "a test"]];
 
@@ -56,8 +56,8 @@ export function Trajectory({route, run}) {
       ${mode === "tokens" && !data.spelled && html`<span class="note">No tokenizer of this run was found; start with --tokenizer MODEL.</span>`}
       <span class="grow"></span><${Copies} run=${run} trajectory=${key} />
     </div>
-    <${Prompt} data=${data} tokens=${tokens} />
-    ${data.turns.map((turn, i) => html`<${Turn} key=${key + i} turn=${turn} number=${i} first=${i === 0} tokens=${tokens} measure=${measure} reward=${data.reward?.per_turn?.[i] ?? turn.reward} />`)}
+    <${Prompt} key=${data.key} data=${data} asked=${tokens ? {run: run.key, key: data.key, turn: 0, end: 1} : null} />
+    ${data.turns.map((turn, i) => html`<${Turn} key=${data.key + "." + i} turn=${turn} place=${{run: run.key, key: data.key}} data=${data} number=${i} tokens=${tokens} measure=${measure} reward=${data.reward?.per_turn?.[i] ?? turn.reward} />`)}
   </article>`;
 }
 
@@ -96,10 +96,10 @@ function RewardParts({data}) {
   ]} />`;
 }
 
-function Prompt({data, tokens}) {
-  const first = data.turns[0];
-  if (tokens && first?.context) {
-    return html`<section class="said prompt"><h2 class="label">context <span>${plural(first.context_length, "token")}, masked</span></h2><${Text} text=${first.context} class="text masked" /></section>`;
+function Prompt({data, asked}) {
+  const context = useTokens(asked && data.turns.length ? asked : null)?.context;
+  if (asked && context) {
+    return html`<section class="said prompt"><h2 class="label">context <span>${plural(data.turns[0].context_length, "token")}, masked</span></h2><${Text} text=${context} class="text masked" /></section>`;
   }
   return html`${data.prompt.map(({role, text}) => html`<section class="said prompt"><h2 class="label"><bdi>${named(role)}</bdi></h2><${Text} text=${text} most=${4000} /></section>`)}
     ${data.opening && html`<section class="said prompt"><h2 class="label">the environment's opening</h2><${Text} text=${data.opening} most=${4000} /></section>`}`;
