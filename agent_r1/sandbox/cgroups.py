@@ -11,6 +11,7 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -37,16 +38,16 @@ class Controllers:
 
 def find() -> Controllers | None:
     """The groups of this process if a child group with a memory limit can be made there."""
-    mounts = _mounts()
-    own = dict(_own_groups())
-    for found in (_version_one(mounts, own), _version_two(mounts, own)):
+    mounted, own = mounts(), dict(own_groups())
+    for found in (_version_one(mounted, own), _version_two(mounted, own)):
         if found is not None and _usable(found):
             _sweep(found)
             return found
     return None
 
 
-def _mounts() -> list[tuple[str, str, set[str]]]:
+def mounts() -> list[tuple[str, str, set[str]]]:
+    """Type, place and options of every mounted file system."""
     rows = []
     with contextlib.suppress(OSError), open("/proc/self/mounts", errors="surrogateescape") as file:
         for line in file:
@@ -55,7 +56,8 @@ def _mounts() -> list[tuple[str, str, set[str]]]:
     return rows
 
 
-def _own_groups() -> list[tuple[str, str]]:
+def own_groups() -> list[tuple[str, str]]:
+    """Controller (none for version 2) and group of this process, below where it is mounted."""
     pairs = []
     with contextlib.suppress(OSError), open("/proc/self/cgroup", errors="surrogateescape") as file:
         for line in file:
@@ -65,10 +67,10 @@ def _own_groups() -> list[tuple[str, str]]:
 
 
 def _version_one(
-    mounts: list[tuple[str, str, set[str]]], own: dict[str, str]
+    mounted: list[tuple[str, str, set[str]]], own: dict[str, str]
 ) -> Controllers | None:
     found: dict[str, Path] = {}
-    for kind, where, options in mounts:
+    for kind, where, options in mounted:
         for name in ("memory", "pids"):
             if kind == "cgroup" and name in options and name in own:
                 path = Path(where + own[name])
@@ -79,9 +81,9 @@ def _version_one(
 
 
 def _version_two(
-    mounts: list[tuple[str, str, set[str]]], own: dict[str, str]
+    mounted: list[tuple[str, str, set[str]]], own: dict[str, str]
 ) -> Controllers | None:
-    for kind, where, _ in mounts:
+    for kind, where, _ in mounted:
         if kind == "cgroup2" and "" in own:
             path = Path(where + own[""])
             with contextlib.suppress(OSError):
@@ -112,10 +114,21 @@ def _limit_file(controllers: Controllers) -> str:
 def _sweep(controllers: Controllers) -> None:
     """Remove groups of executors that were killed together with their supervisors."""
     for folder in controllers.folders():
-        for group in folder.glob(f"{_PREFIX}-*-*"):
-            pid = group.name.split("-")[2]
-            if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-                remove(group)
+        for group in stale(folder):
+            remove(group)
+
+
+def new_name() -> str:
+    """A name for a group that no other one has and that tells whose it is."""
+    return f"{_PREFIX}-{os.getpid()}-{next(_serial)}"
+
+
+def stale(folder: Path) -> Iterator[Path]:
+    """Groups in ``folder`` whose executor has ended."""
+    for group in folder.glob(f"{_PREFIX}-*-*"):
+        pid = group.name.split("-")[2]
+        if pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            yield group
 
 
 def remove(folder: Path) -> bool:
@@ -134,7 +147,7 @@ class TierGroup:
 
     def __init__(self, controllers: Controllers) -> None:
         self._controllers = controllers
-        name = f"{_PREFIX}-{os.getpid()}-{next(_serial)}"
+        name = new_name()
         self.folders = [str(folder / name) for folder in controllers.folders()]
         for folder in self.folders:
             os.mkdir(folder)
@@ -172,6 +185,11 @@ class SlotGroup:
             self._counts = os.open(memory / name, os.O_RDONLY | os.O_CLOEXEC)
         self._kills = 0
         self._kills = self._count_kills()
+
+    @property
+    def unified(self) -> Path | None:
+        """With version 2: the folder below which all other groups of the slot must lie."""
+        return self._memory if self._version == 2 else None
 
     def limit(self, memory_bytes: int, processes: int) -> None:
         """Hold the slot's whole tree to these.

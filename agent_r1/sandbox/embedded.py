@@ -43,7 +43,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from agent_r1.errors import SandboxUnavailable
-from agent_r1.sandbox import cgroups, tiers
+from agent_r1.sandbox import cgroups, freezer, tiers
 from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 from agent_r1.sandbox.exchange import Exchange, SlotLost
 from agent_r1.sandbox.guest import messages
@@ -141,7 +141,8 @@ class EmbeddedExecutor:
         self._owner = os.getpid()
         self._gate = Gate(self.workers)
         self._sessions = SessionTable(self._max_sessions)
-        settings = PoolSettings(Limits().file_bytes, self.isolation, cgroups.find())
+        groups = (cgroups.find(), freezer.find())
+        settings = PoolSettings(Limits().file_bytes, self.isolation, *groups)
         self._pools = {tier.name: ZygotePool(tier, settings) for tier in tiers.ALL}
 
     def _flow(self, request: RunRequest) -> Flow[RunResult]:
@@ -167,7 +168,7 @@ class EmbeddedExecutor:
             while True:
                 fresh = session.slot is None
                 if session.slot is None:
-                    session.slot = yield from _take(pool)
+                    session.slot = yield Call(pool.take_for_session, Slot.close)
                 try:
                     return (yield from _cell(session, request, planned.run))
                 except SlotLost as error:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from agent_r1.errors import SandboxError, SandboxUnavailable
 from agent_r1.sandbox import isolation, layout, scratch, userids
 from agent_r1.sandbox.cgroups import Controllers, SlotGroup, TierGroup
+from agent_r1.sandbox.freezer import Hierarchy, SlotFreezer, TierFreezer
 from agent_r1.sandbox.guest import messages
 from agent_r1.sandbox.languages import toolchain_paths
 from agent_r1.sandbox.tiers import Tier
@@ -44,12 +45,13 @@ class PoolSettings:
     file_bytes: int
     level: str
     controllers: Controllers | None
+    freezer: Hierarchy | None = None
 
 
 class Slot:
     """One init process that runs one program at a time."""
 
-    __slots__ = ("channel", "control", "group", "index", "tier")
+    __slots__ = ("channel", "control", "freezer", "group", "index", "tier")
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class Slot:
         self.control = control
         """To the zygote that it was forked from."""
         self.group = group
+        self.freezer: SlotFreezer | None = None
+        """Holds its session between cells."""
 
     def limit(self, memory_bytes: int, processes: int) -> None:
         """Set the control group, if there is one, for the next run."""
@@ -80,8 +84,21 @@ class Slot:
         """Whether nobody ended this slot or its zygote from outside. May block for a start."""
         return self.tier.has(self.control) and not hung_up(self.channel)
 
+    def prepare_session(self, freezer: TierFreezer) -> None:
+        """Have its session held by a control group; without one init does it by signals."""
+        with contextlib.suppress(OSError):
+            self.freezer = freezer.add(self.index, self.group)
+            self.freezer.hand_over(self.channel)
+
+    def is_cleared(self) -> bool:
+        """Whether the groups of this ended slot are gone, as far as they are empty by now."""
+        gone = [part.close() for part in (self.freezer, self.group) if part is not None]
+        return all(gone)
+
     def close(self) -> None:
         """Hang up: init ends, and the kernel ends everything in its namespace."""
+        if self.freezer is not None and hung_up(self.channel):  # init was killed
+            self.freezer.release()
         self.channel.close()
         if self.group is not None:
             self.group.forget()
@@ -98,13 +115,14 @@ class ZygotePool:
         self._lock = threading.Lock()
         self._idle: list[Slot] = []
         self._buried: deque[Slot] = deque()
-        self._old_groups: list[TierGroup] = []
+        self._old_groups: list[TierGroup | TierFreezer] = []
         self._used: set[int] = set()
         self._next = 0
         self._ids: userids.Ids | None = None
         self._control: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._group: TierGroup | None = None
+        self._freezer: TierFreezer | None = None
         self._scratch: scratch.Scratch | None = None
         """Without namespaces: the folder of its slots' files."""
         self._closed = False
@@ -117,6 +135,14 @@ class ZygotePool:
     def take(self) -> Slot:
         """An idle slot or a new one."""
         return self.take_idle() or self._spawn()
+
+    def take_for_session(self) -> Slot:
+        """The same for a persistent interpreter, after whose end the slot must be closed."""
+        slot = self.take()
+        freezer = self._freezer
+        if freezer is not None:
+            slot.prepare_session(freezer)
+        return slot
 
     def put(self, slot: Slot) -> None:
         """Give back a slot whose last run was reported."""
@@ -133,7 +159,7 @@ class ZygotePool:
     def _clear_graves(self) -> None:
         for _ in range(len(self._buried)):  # others may bury meanwhile, without the lock
             slot = self._buried.popleft()
-            if slot.group is None or slot.group.close():
+            if slot.is_cleared():
                 self._used.discard(slot.index)
             else:
                 self._buried.append(slot)
@@ -213,6 +239,8 @@ class ZygotePool:
             self._ids = userids.shared() if self._strict else userids.reserve()
         if self._settings.controllers is not None:
             self._group = TierGroup(self._settings.controllers)
+        if self._settings.freezer is not None and self._keeps_files_from_programs():
+            self._freezer = TierFreezer(self._settings.freezer)
         spec = self._describe(theirs.fileno())
         bootstrap = layout.BOOTSTRAP.format(guest=layout.GUEST, module="supervisor")
         command = [sys.executable, "-I", "-S", "-c", bootstrap, json.dumps(spec)]
@@ -246,13 +274,21 @@ class ZygotePool:
         if "failed" in answer:
             raise Refused(isolation.refusal(self._settings.level, answer["failed"]))
 
+    def _keeps_files_from_programs(self) -> bool:
+        """Whether no program can write to the files of our control groups."""
+        return self._settings.level != "process" or self._ids is not None
+
+    def _group_folders(self) -> list[str]:
+        folders = list(self._group.folders) if self._group is not None else []
+        return [*folders, str(self._freezer.folder)] if self._freezer is not None else folders
+
     def _describe(self, control: int) -> dict[str, Any]:
         environment = layout.environment()
         if self.tier.huge_pages:
             environment |= _HUGE_PAGES
         extra = toolchain_paths() if self.tier.name == "tools" else ()
         ids = self._ids
-        strict = self._strict
+        strict, held = self._strict, self._freezer
         if not strict:
             closed = layout.closed_folder()
             if ids is not None and closed is not None:
@@ -268,7 +304,8 @@ class ZygotePool:
             "control": control,
             "host": os.getpid(),
             "ids": (ids.first, ids.count) if ids is not None else None,
-            "cgroups": self._group.folders if self._group else [],
+            "cgroups": self._group_folders(),
+            "freezer": str(held.folder) if held is not None and held.version == 1 else None,
             "bootstrap": layout.BOOTSTRAP,
             "executable": sys.executable,
             "environment": environment,
@@ -303,6 +340,9 @@ class ZygotePool:
         if self._group is not None:
             self._old_groups.append(self._group)
             self._group = None
+        if self._freezer is not None:
+            self._old_groups.append(self._freezer)
+            self._freezer = None
         self._clear_graves()
 
     def close(self) -> None:

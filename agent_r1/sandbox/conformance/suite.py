@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent_r1.sandbox.base import Executor
-from agent_r1.sandbox.conformance import escape, everyday, resources, semantics, sly, traces
+from agent_r1.sandbox.conformance import (
+    between,
+    escape,
+    everyday,
+    resources,
+    semantics,
+    sly,
+    traces,
+)
 from agent_r1.sandbox.conformance.cases import EVERYTHING, Case, Feature, Outcome, Report
 
 
 def cases(can: frozenset[Feature] = EVERYTHING) -> tuple[Case, ...]:
     """The cases that a side which ``can`` do so much is able to express."""
-    modules = (semantics, everyday, escape, resources, sly, traces)
+    modules = (semantics, everyday, escape, resources, sly, between, traces)
     every = (case for module in modules for case in module.CASES)
     return tuple(case for case in every if case.needs <= can)
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from agent_r1.sandbox.guest import forker, linux, messages, processes, program, seccomp
+from agent_r1.sandbox.guest.freezer import Freezer
 from agent_r1.sandbox.guest.memory import Meter
 from agent_r1.sandbox.guest.session import Session
 
@@ -108,6 +109,7 @@ class _Slot:
         self._folders = [place.box, *(f"{place.box}/{name}" for name in ("work", "tmp", "shm"))]
         self._own_box = place.own_namespaces
         self.session: Session | None = None
+        self.freezer: Freezer | None = None
         self.started = started
         self._meter = Meter(place.box, place.counted, place.own_namespaces)
         self.pristine = self._box_state()
@@ -133,7 +135,10 @@ class _Slot:
         """Wait for an order, run it, report, and leave the slot as it was before."""
         data, descriptors = messages.receive(self.channel)
         if not data:
-            os._exit(0)
+            self._leave()
+        if data[:1] == messages.FREEZER:
+            self.freezer = Freezer(data[1], *descriptors)
+            return
         if data[:1] != messages.RUN:  # a STOP that crossed our report
             return
         order = messages.Order.unpack(data)
@@ -151,6 +156,13 @@ class _Slot:
         kept = report.alive or order.flags & messages.KEEP_FILES
         if not kept and self._box_state() != self.pristine:
             self._renew(order.file_bytes)
+
+    def _leave(self) -> NoReturn:
+        """The host has hung up. What is killed in a freezer ends only when that lets it."""
+        if self.session is not None and self.freezer is not None:
+            processes.signal_all(signal.SIGKILL)
+            self.freezer.thaw()
+        os._exit(0)
 
     def _renew(self, file_bytes: int) -> None:
         self.keeper.send(b"%d" % file_bytes)
@@ -231,27 +243,26 @@ class _Slot:
                 return messages.MEMORY
 
     def _run_session(self, order: messages.Order, descriptors: list[int]) -> messages.Report:
-        """One cell: let the interpreter continue, hand it the job, stop it afterwards."""
+        """One cell: let the interpreter continue, hand it the job, hold it afterwards."""
         began = time.monotonic()
         session = self.session
         if session is None:
             self._meter.begin()
-            session = self.session = Session(order, self.started)
+            session = self.session = Session(order, self.started, self.freezer)
         session.hand_over(order, descriptors)
         reason = self._wait(session.fileno(), order, began + order.wall_seconds)
         if reason == messages.EXITED:
             outcome = session.outcome()
         else:
             outcome = self._interrupt(session, order)
-        if outcome is not None and session.stop():
+        if outcome is not None and session.hold():
             code, out_of_memory = outcome
             if reason == messages.EXITED and out_of_memory:
                 reason = messages.MEMORY
             seconds = time.monotonic() - began
             return messages.Report(reason, True, code << 8, seconds, 0.0)
         self.session = None
-        session.close()
-        status, cpu = processes.end_all(session.pid)
+        status, cpu = session.end()
         return messages.Report(reason, False, status, time.monotonic() - began, cpu)
 
     def _interrupt(self, session: Session, order: messages.Order) -> tuple[int, bool] | None:

@@ -1,8 +1,9 @@
 """The records that cross the wall, packed with :mod:`struct`.
 
 Host to zygote: ``SLOT`` with the slot's channel. Host to a slot's init: ``RUN`` or
-``STOP``. Init to host: ``HELLO`` once, then one ``DONE`` per ``RUN``. A program never
-holds a descriptor of these channels, so it cannot speak on them.
+``STOP``, and before the first ``RUN`` of a session maybe ``FREEZER`` with the files of a
+control group. Init to host: ``HELLO`` once, then one ``DONE`` per ``RUN``. A program
+never holds a descriptor of these channels, so it cannot speak on them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ HELLO: Final = b"H"
 SLOT: Final = b"S"
 RUN: Final = b"R"
 STOP: Final = b"K"
+FREEZER: Final = b"F"
 DONE: Final = b"D"
 
 KEEP_FILES: Final = 1

@@ -6,13 +6,18 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 PROC = "/proc"
 """Where every process of the slot is listed, also those that hide from others."""
 _PAUSE = 0.001
-_STILL = b"TtZX"
+_STOPPED = b"T"
+_STILL = frozenset((_STOPPED, b"t", b"Z", b"X"))
 """Stopped, traced, or over."""
+_WAITS = b"D"
+"""In a wait of the kernel's that only what it waits for ends, such as that of ``vfork``: with the
+stop to come, which its other threads have obeyed or which is pending, it does nothing more."""
 _settings: dict[str, Any] = {"own_namespace": True, "user": None}
 
 
@@ -59,8 +64,24 @@ def signal_all(number: int) -> None:
             os.kill(process, number)
 
 
+def signal_each(number: int, *, but: frozenset[int]) -> None:
+    """Send a signal to every process of the slot but init and these."""
+    if not but:
+        signal_all(number)
+        return
+    for process in listing():
+        if process not in but:
+            with contextlib.suppress(OSError):
+                os.kill(process, number)
+
+
+def stopped() -> frozenset[int]:
+    """Those of the slot that stand still because of a signal."""
+    return frozenset(p for p in listing() if _state(f"{PROC}/{p}")[0] == _STOPPED)
+
+
 def all_stopped() -> bool:
-    """Whether every thread of the slot but init's is stopped, or over.
+    """Whether every thread of the slot but init's is stopped, or about to be, or over.
 
     A process whose first thread has ended looks like one that is over; the others may run.
     """
@@ -69,11 +90,21 @@ def all_stopped() -> bool:
 
 def _stands_still(process: str) -> bool:
     state, threads = _state(process)
-    if state not in _STILL or threads < 2:
-        return state in _STILL
-    with contextlib.suppress(OSError):
-        tasks = os.listdir(f"{process}/task")
-        return all(_state(f"{process}/task/{task}")[0] in _STILL for task in tasks)
+    if state not in _STILL and state != _WAITS:
+        return False
+    states = {state}
+    if threads > 1:
+        with contextlib.suppress(OSError):
+            tasks = os.listdir(f"{process}/task")
+            states = {_state(f"{process}/task/{task}")[0] for task in tasks}
+    rest = states - _STILL
+    return not rest or (rest == {_WAITS} and (_STOPPED in states or _stop_is_pending(process)))
+
+
+def _stop_is_pending(process: str) -> bool:
+    with contextlib.suppress(OSError), open(f"{process}/status", "rb") as file:
+        signals = next(line.split()[1] for line in file if line.startswith(b"ShdPnd"))
+        return bool(int(signals, 16) & 1 << signal.SIGSTOP - 1)
     return True
 
 
@@ -100,12 +131,17 @@ def _signal_user(user: int, number: int) -> None:
     os.waitpid(child, 0)
 
 
-def end_all(child: int) -> tuple[int, float]:
-    """Kill and reap every process of the slot but init; status of ``child``, CPU of all."""
+def end_all(child: int, thaw: Callable[[], None] | None = None) -> tuple[int, float]:
+    """Kill and reap every process of the slot but init; status of ``child``, CPU of all.
+
+    ``thaw`` lets what was killed in a freezer end.
+    """
     status, cpu = 0, 0.0
     flags = 0 if _settings["own_namespace"] else os.WNOHANG
     while True:
         signal_all(signal.SIGKILL)
+        if thaw is not None:
+            thaw()
         try:
             pid, ended, usage = os.wait4(-1, flags)
         except ChildProcessError:

@@ -1,8 +1,9 @@
 """A persistent interpreter: its process's side and init's handle on it.
 
-Between runs every process of a session is stopped, so that it uses no time that no run
-accounts for. A session reports the end of its own cells; a program can therefore lie
-about its own exit code, exactly as a one-shot program can by ``os._exit``.
+Between runs every process of a session is held, so that it uses no time that no run
+accounts for: by the freezer of a control group, or by signals where there is none. A
+session reports the end of its own cells; a program can therefore lie about its own exit
+code, exactly as a one-shot program can by ``os._exit``.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import time
 from typing import NoReturn
 
 from agent_r1.sandbox.guest import linux, messages, processes, program
+from agent_r1.sandbox.guest.freezer import Freezer
 
-_STOP_SECONDS = 0.25
+_HOLD_SECONDS = 1.0
 """How long the processes of a session may take to stand still; then the session is ended."""
 _QUIET_LOOKS = 2
 """Looks in a row that must find all of them stopped: one that was still running at the first
@@ -26,22 +28,29 @@ may have woken another that had been looked at before."""
 
 
 class Session:
-    """Init's handle on a session's interpreter process."""
+    """Init's handle on a session's interpreter process, which ``freezer`` is to hold."""
 
-    def __init__(self, order: messages.Order, started: mmap.mmap) -> None:
+    def __init__(self, order: messages.Order, started: mmap.mmap, freezer: Freezer | None) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         started[0] = 0
         self.pid = linux.fork()
         if self.pid == 0:
             _live(theirs, order.memory_bytes, started)
         theirs.close()
+        adopted = freezer is not None and freezer.adopt(self.pid)
+        self._freezer = freezer if adopted else None
+        self._resting: frozenset[int] = frozenset()
+        """Stopped by the program itself, so not to be continued."""
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def hand_over(self, order: messages.Order, descriptors: list[int]) -> None:
         """Let every process of the session continue, with a new job."""
-        processes.signal_all(signal.SIGCONT)
+        if self._freezer is not None:
+            self._freezer.thaw()
+        else:
+            processes.signal_each(signal.SIGCONT, but=self._resting)
         has_input = b"i" if order.flags & messages.STDIN else b"-"
         with contextlib.suppress(OSError):
             sent = descriptors[: 4 if order.flags & messages.STDIN else 3]
@@ -61,13 +70,18 @@ class Session:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGINT)
 
-    def stop(self) -> bool:
-        """Stop every process of the session until the next job; False if they do not stay so.
+    def hold(self) -> bool:
+        """Have every process of the session stand still until the next job.
 
-        Processes that wake each other at the very moment of the signal are looked at again.
+        False if some do not, or are woken again: the session must be ended.
         """
-        deadline = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + _HOLD_SECONDS
+        return self._freezer.freeze(deadline) if self._freezer else self._stop(deadline)
+
+    def _stop(self, deadline: float) -> bool:
+        """By signals. Processes that wake each other at the very moment are looked at again."""
         quiet = 0
+        self._resting = processes.stopped()
         while quiet < _QUIET_LOOKS:
             if not quiet:
                 processes.signal_all(signal.SIGSTOP)
@@ -76,9 +90,11 @@ class Session:
                 return False
         return True
 
-    def close(self) -> None:
-        """Forget the interpreter; ending its processes is the caller's."""
+    def end(self) -> tuple[int, float]:
+        """Kill every process of the session; status of the interpreter, CPU seconds of all."""
         self._socket.close()
+        thaw = self._freezer.thaw if self._freezer is not None else None
+        return processes.end_all(self.pid, thaw)
 
 
 def _live(channel: socket.socket, memory_bytes: int, started: mmap.mmap) -> NoReturn:

@@ -16,7 +16,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from agent_r1.sandbox.guest import linux, processes, root, trees
+from agent_r1.sandbox.guest import freezer, linux, processes, root, trees
 
 NAMESPACES = (
     linux.CLONE_NEWNS
@@ -26,6 +26,10 @@ NAMESPACES = (
     | linux.CLONE_NEWUTS
     | linux.CLONE_NEWCGROUP
 )
+_LOOK_MILLISECONDS = 1000
+_END_MILLISECONDS = 20
+_EXITING = 4
+"""The kernel's flag of a process that has ended but for the wait for others."""
 
 
 def main() -> NoReturn:
@@ -42,10 +46,10 @@ def main() -> NoReturn:
         control.send(_failure(error))
         os._exit(1)
     control.close()
-    _watch(child, host)
+    _watch(child, host, spec["freezer"])
     if not spec["own_namespaces"]:
         processes.prepare(own_namespace=False, user=None)
-        processes.end_all(child)
+        processes.end_all(child, lambda: freezer.thaw_below(spec["freezer"] or ""))
         trees.remove(spec["zygote"]["scratch"])
     _remove_cgroups(spec["cgroups"])
     os._exit(0)
@@ -132,19 +136,33 @@ def execute_zygote(spec: dict[str, Any], guest: str) -> NoReturn:
     os.execve(spec["executable"], command, spec["environment"])
 
 
-def _watch(child: int, host: int) -> None:
-    """Wait for the zygote's end, and bring it about when the host ends."""
+def _watch(child: int, host: int, frozen: str | None) -> None:
+    """Wait for the zygote's end, and bring it about when the host ends.
+
+    ``frozen``: where groups may be whose processes, when they are killed, do not end before they
+    are thawed. Process 1 of a namespace waits for all others, and tells nobody that it does.
+    """
     poller = select.poll()
     zygote = os.pidfd_open(child)
     poller.register(zygote, select.POLLIN)
     poller.register(host, select.POLLIN)
+    pause = _LOOK_MILLISECONDS if frozen else None
     while True:
-        ready = {fd for fd, _ in poller.poll()}
-        if host in ready:
-            signal.pidfd_send_signal(zygote, signal.SIGKILL)
-        if ready:
+        ready = {fd for fd, _ in poller.poll(pause)}
+        if zygote in ready:
             os.waitpid(child, 0)
             return
+        if host in ready:
+            signal.pidfd_send_signal(zygote, signal.SIGKILL)
+            poller.unregister(host)
+            pause = _END_MILLISECONDS if frozen else None
+        elif frozen and _is_exiting(child):
+            freezer.thaw_below(frozen)
+
+
+def _is_exiting(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return bool(int(file.read().rpartition(b")")[2].split()[6]) & _EXITING)
 
 
 def _remove_cgroups(folders: list[str]) -> None:

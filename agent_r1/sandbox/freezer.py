@@ -1,0 +1,151 @@
+"""Freezers of control groups: where a session's processes are held between two cells.
+
+Either version will do. Version 2 needs no controller for it, only a group in which we may make
+others, which an ordinary user can have; version 1 needs root. A slot gets such a group with its
+first session, so that other programs pay nothing for it. Without one sessions are stopped by
+signals (see :mod:`.guest.session`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from agent_r1.sandbox import cgroups
+from agent_r1.sandbox.guest import freezer, messages
+
+_FILES: Final = {1: (freezer.STATE, freezer.STATE), 2: ("cgroup.freeze", "cgroup.events")}
+"""By version: the switch and the state."""
+_SESSION: Final = "session"
+_KILLED: Final = 1 << 8
+"""SIGKILL in the kernel's sets of signals."""
+_END_SECONDS: Final = 0.5
+_PAUSE: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Hierarchy:
+    """Where groups with a freezer can be made."""
+
+    version: int
+    folder: Path
+
+
+def find() -> Hierarchy | None:
+    """The group of this process, if groups that can be frozen can be made in it."""
+    own = dict(cgroups.own_groups())
+    for version, kind, name in ((2, "cgroup2", ""), (1, "cgroup", "freezer")):
+        for mounted, where, options in cgroups.mounts():
+            if mounted != kind or name not in own or (name and name not in options):
+                continue
+            path = Path(where + own[name])
+            found = Hierarchy(version, path if path.is_dir() else Path(where))
+            if _usable(found):
+                _sweep(found)
+                return found
+    return None
+
+
+def _usable(hierarchy: Hierarchy) -> bool:
+    probe = hierarchy.folder / cgroups.new_name()
+    try:
+        probe.mkdir()
+        return all(os.access(probe / file, os.R_OK) for file in _FILES[hierarchy.version])
+    except OSError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            probe.rmdir()
+
+
+def _sweep(hierarchy: Hierarchy) -> None:
+    """Remove groups of executors that were killed together with their supervisors and inits."""
+    for group in cgroups.stale(hierarchy.folder):
+        until = time.monotonic() + _END_SECONDS
+        while not cgroups.remove(group) and _dying(group) and time.monotonic() < until:
+            freezer.thaw_below(str(group))
+            time.sleep(_PAUSE)
+
+
+def _dying(group: Path) -> bool:
+    """Whether there are processes in it and all were killed.
+
+    What is not listed, or as 0, is of another container, where the executor may be alive.
+    """
+    found = False
+    with contextlib.suppress(OSError):
+        for members in group.rglob("cgroup.procs"):
+            for pid in members.read_text().split():
+                found = True
+                with open(f"/proc/{pid}/status", "rb") as file:
+                    pending = [line.split()[1] for line in file if line[3:6] == b"Pnd"]
+                if not any(int(signals, 16) & _KILLED for signals in pending):
+                    return False
+        return found
+    return False
+
+
+class TierFreezer:
+    """The folder of one tier, made when the first of its slots has a session."""
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        self.version = hierarchy.version
+        self.folder = hierarchy.folder / cgroups.new_name()
+
+    def add(self, index: int, group: cgroups.SlotGroup | None) -> SlotFreezer:
+        """A group for the session of a slot, below ``group`` where only there its limits hold.
+
+        Raises :class:`OSError`: the kernel makes no more groups, or the tier has ended.
+        """
+        limited = group.unified if group is not None else None
+        folder = self.folder / str(index) if limited is None else limited / _SESSION
+        folder.mkdir(parents=limited is None, exist_ok=True)
+        return SlotFreezer(self.version if limited is None else 2, folder)
+
+    def close(self) -> bool:
+        """Remove what is empty, as the supervisor does too. Whether nothing is left."""
+        if cgroups.remove(self.folder):
+            return True
+        freezer.thaw_below(str(self.folder))
+        return False
+
+
+class SlotFreezer:
+    """The group of one slot's session."""
+
+    def __init__(self, version: int, folder: Path) -> None:
+        self._version = version
+        self._folder = folder
+
+    def hand_over(self, channel: socket.socket) -> None:
+        """Give init the files of the group.
+
+        Raises :class:`OSError`: the group or the slot is gone.
+        """
+        files = [("cgroup.procs", os.O_WRONLY)]
+        switch, state = _FILES[self._version]
+        files += [(switch, os.O_WRONLY), (state, os.O_RDONLY)]
+        sent: list[int] = []
+        try:
+            for name, mode in files:
+                sent.append(os.open(self._folder / name, mode | os.O_CLOEXEC))
+            socket.send_fds(channel, [messages.FREEZER + bytes([self._version])], sent)
+        finally:
+            for descriptor in sent:
+                os.close(descriptor)
+
+    def release(self) -> None:
+        """Init has ended, by whatever hand: what the kernel killed with it shall end as well."""
+        freezer.thaw_below(str(self._folder))
+
+    def close(self) -> bool:
+        """Remove the group if it is empty by now."""
+        if cgroups.remove(self._folder):
+            return True
+        self.release()
+        return False
