@@ -22,8 +22,6 @@ from agent_r1.sandbox.guest import freezer, messages
 _FILES: Final = {1: (freezer.STATE, freezer.STATE), 2: ("cgroup.freeze", "cgroup.events")}
 """By version: the switch and the state."""
 _SESSION: Final = "session"
-_KILLED: Final = 1 << 8
-"""SIGKILL in the kernel's sets of signals."""
 _END_SECONDS: Final = 0.5
 _PAUSE: Final = 0.01
 
@@ -64,30 +62,25 @@ def _usable(hierarchy: Hierarchy) -> bool:
 
 
 def _sweep(hierarchy: Hierarchy) -> None:
-    """Remove groups of executors that were killed together with their supervisors and inits."""
+    """Remove groups of executors that were killed, with all that was to clear them away.
+
+    What is in them ends, too, if they are of this process namespace: in another one the executor
+    may be alive.
+    """
     for group in cgroups.stale(hierarchy.folder):
         until = time.monotonic() + _END_SECONDS
-        while not cgroups.remove(group) and _dying(group) and time.monotonic() < until:
-            freezer.thaw_below(str(group))
+        while not cgroups.remove(group) and _is_ours(group) and time.monotonic() < until:
+            freezer.end_below(str(group))
             time.sleep(_PAUSE)
 
 
-def _dying(group: Path) -> bool:
-    """Whether there are processes in it and all were killed.
+def _is_ours(group: Path) -> bool:
+    return group.name.endswith(_namespace())
 
-    What is not listed, or as 0, is of another container, where the executor may be alive.
-    """
-    found = False
-    with contextlib.suppress(OSError):
-        for members in group.rglob("cgroup.procs"):
-            for pid in members.read_text().split():
-                found = True
-                with open(f"/proc/{pid}/status", "rb") as file:
-                    pending = [line.split()[1] for line in file if line[3:6] == b"Pnd"]
-                if not any(int(signals, 16) & _KILLED for signals in pending):
-                    return False
-        return found
-    return False
+
+def _namespace() -> str:
+    """What tells this process namespace from others, at the end of a group's name."""
+    return f"-{os.stat('/proc/self/ns/pid').st_ino}"
 
 
 class TierFreezer:
@@ -95,7 +88,7 @@ class TierFreezer:
 
     def __init__(self, hierarchy: Hierarchy) -> None:
         self.version = hierarchy.version
-        self.folder = hierarchy.folder / cgroups.new_name()
+        self.folder = hierarchy.folder / (cgroups.new_name() + _namespace())
 
     def add(self, index: int, group: cgroups.SlotGroup | None) -> SlotFreezer:
         """A group for the session of a slot, below ``group`` where only there its limits hold.
@@ -108,11 +101,9 @@ class TierFreezer:
         return SlotFreezer(self.version if limited is None else 2, folder)
 
     def close(self) -> bool:
-        """Remove what is empty, as the supervisor does too. Whether nothing is left."""
-        if cgroups.remove(self.folder):
-            return True
-        freezer.thaw_below(str(self.folder))
-        return False
+        """The tier has ended: end what is left in it. Whether nothing is."""
+        freezer.end_below(str(self.folder))
+        return cgroups.remove(self.folder)
 
 
 class SlotFreezer:
@@ -139,13 +130,7 @@ class SlotFreezer:
             for descriptor in sent:
                 os.close(descriptor)
 
-    def release(self) -> None:
-        """Init has ended, by whatever hand: what the kernel killed with it shall end as well."""
-        freezer.thaw_below(str(self._folder))
-
     def close(self) -> bool:
-        """Remove the group if it is empty by now."""
-        if cgroups.remove(self._folder):
-            return True
-        self.release()
-        return False
+        """The slot has ended, by whatever hand: so does its session. Whether nothing is left."""
+        freezer.end_below(str(self._folder))
+        return cgroups.remove(self._folder)

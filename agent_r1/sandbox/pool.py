@@ -97,9 +97,9 @@ class Slot:
 
     def close(self) -> None:
         """Hang up: init ends, and the kernel ends everything in its namespace."""
-        if self.freezer is not None and hung_up(self.channel):  # init was killed
-            self.freezer.release()
         self.channel.close()
+        if self.freezer is not None:
+            self.freezer.close()
         if self.group is not None:
             self.group.forget()
         self.tier.bury(self)

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 
 STATE = "freezer.state"
 """With version 1 both the switch and the state."""
 _FIRST_PAUSE = 0.0002
 _LONGEST_PAUSE = 0.005
+_FREEZE = b"FROZEN"
 _THAW = b"THAWED"
-_WORDS = {1: (b"FROZEN", _THAW, b"FROZEN"), 2: (b"1", b"0", b"frozen 1")}
+_WORDS = {1: (_FREEZE, _THAW, _FREEZE), 2: (b"1", b"0", b"frozen 1")}
 """By version: what freezes, what thaws, and what the state says when all stand still."""
 
 
@@ -58,9 +60,40 @@ class Freezer:
             os.pwrite(self._switch, self._thaw, 0)
 
 
-def thaw_below(folder: str) -> None:
-    """Let what was killed in these groups of version 1 end; version 2 needs no such help."""
+def end_below(folder: str) -> None:
+    """Kill what is in these groups. As often as it is called: what forks may outrun it once.
+
+    With version 1 they are thawed as well, because they would not end before. What is frozen has
+    no child and no end of its own, so that no number of a process can mean another one by now.
+    """
     for place, _, files in os.walk(folder):
+        if "cgroup.procs" not in files:
+            continue
         if STATE in files:
-            with contextlib.suppress(OSError), open(os.path.join(place, STATE), "wb") as file:
-                file.write(_THAW)
+            _write(f"{place}/{STATE}", _FREEZE)
+        if not _write(f"{place}/cgroup.kill", b"1"):
+            _kill_members(f"{place}/cgroup.procs")
+        if STATE in files:
+            _write(f"{place}/{STATE}", _THAW)
+
+
+def _write(path: str, word: bytes) -> bool:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.write(descriptor, word)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _kill_members(path: str) -> None:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        for pid in map(int, file.read().split()):
+            if pid > 0:  # else it is of a process namespace that is not ours
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)

@@ -49,7 +49,7 @@ def main() -> NoReturn:
     _watch(child, host, spec["freezer"])
     if not spec["own_namespaces"]:
         processes.prepare(own_namespace=False, user=None)
-        processes.end_all(child, lambda: freezer.thaw_below(spec["freezer"] or ""))
+        processes.end_all(child, lambda: freezer.end_below(spec["freezer"] or ""))
         trees.remove(spec["zygote"]["scratch"])
     _remove_cgroups(spec["cgroups"])
     os._exit(0)
@@ -157,7 +157,7 @@ def _watch(child: int, host: int, frozen: str | None) -> None:
             poller.unregister(host)
             pause = _END_MILLISECONDS if frozen else None
         elif frozen and _is_exiting(child):
-            freezer.thaw_below(frozen)
+            freezer.end_below(frozen)
 
 
 def _is_exiting(pid: int) -> bool:
