@@ -264,11 +264,13 @@ def _leaderless(executor: Executor) -> None:
                 threading.Thread(target=wake, args=(2 * number + more,), daemon=True).start()
             ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)
         pids.append(pid)
-    time.sleep(0.3)
-    """
-    ask = """
     def look():
         return [struct.unpack_from('QQ', gaps, 16 * number) for number in range(6)]
+    while min(rounds for _, rounds in look()) < 2:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    """
+    ask = """
     before = look()  # and now each thread has to say how long it stood still
     while any(now[1] < old[1] + 2 for now, old in zip(look(), before)):
         time.sleep(0.01)
