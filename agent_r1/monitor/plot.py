@@ -29,10 +29,14 @@ class Series:
     """Few points that matter each, such as validations."""
     right: bool = False
     """On the axis at the right."""
+    kind: str = ""
+    """What it adds to the title of a panel that has none of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class PanelSpec:
+    """``title`` may be empty: then the kinds of the series that are drawn make it."""
+
     title: str
     series: tuple[Series, ...]
     share: bool = False
@@ -41,16 +45,17 @@ class PanelSpec:
 
 PANELS = (
     PanelSpec(
-        "Success and reward",
+        "",
         (
-            Series("success, sampled in training", ("rollout/success",), _GREEN),
+            Series("success, sampled in training", ("rollout/success",), _GREEN, kind="success"),
             Series(
                 "validation",
                 ("val-core/*accuracy/mean*", "val-core/*reward/mean*", "val-core/*"),
                 _ORANGE,
                 marked=True,
+                kind="success",
             ),
-            Series("reward", ("critic/rewards/mean",), _BLUE, right=True),
+            Series("reward", ("critic/rewards/mean",), _BLUE, right=True, kind="reward"),
         ),
         share=True,
     ),
@@ -71,16 +76,23 @@ PANELS = (
         ),
     ),
     PanelSpec(
-        "Entropy and KL",
+        "",
         (
-            Series("entropy (nats)", ("actor/entropy",), _PURPLE),
+            Series("entropy (nats)", ("actor/entropy",), _PURPLE, kind="entropy"),
             Series(
                 "KL to the reference policy",
                 ("actor/kl_loss", "actor/reward_kl_penalty"),
                 _RED,
                 right=True,
+                kind="KL",
             ),
-            Series("KL to the policy before the step", ("actor/ppo_kl",), _ORANGE, right=True),
+            Series(
+                "KL to the policy before the step",
+                ("actor/ppo_kl",),
+                _ORANGE,
+                right=True,
+                kind="KL",
+            ),
         ),
     ),
     PanelSpec(
@@ -133,7 +145,7 @@ def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> Non
     for series, points in drawn:
         target = right if series.right and right is not None else axis
         handles.append(_draw_series(target, series, points))
-    dress(axis, panel.title, percent=panel.share and has_left)
+    dress(axis, _title(panel, drawn), percent=panel.share and has_left)
     if right is not None:
         _dress_right(right, next(series for series, _ in drawn if series.right))
     if not (panel.share and has_left):
@@ -150,6 +162,12 @@ def _draw(axis: Any, panel: PanelSpec, lines: Sequence[dict[str, float]]) -> Non
     )
     for text in legend.get_texts():
         text.set_color(_INK)
+
+
+def _title(panel: PanelSpec, drawn: Sequence[tuple[Series, Any]]) -> str:
+    """A panel names what it shows and nothing that this run has not."""
+    made = panel.title or " and ".join(dict.fromkeys(series.kind for series, _ in drawn))
+    return made[:1].upper() + made[1:]
 
 
 def _with_data(

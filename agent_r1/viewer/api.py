@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from agent_r1.errors import AgentR1Error, ConfigError, DataError
 from agent_r1.monitor.compare import seed_groups
+from agent_r1.monitor.names import meaning
 from agent_r1.monitor.query import Query, Row, as_json
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.copying import copied
@@ -47,6 +48,7 @@ class Api:
             "runs": self.runs,
             "run": self.run,
             "metrics": self.metrics,
+            "meanings": self.meanings,
             "trajectories": self.trajectories,
             "trajectory": self.trajectory,
             "tokens": self.tokens,
@@ -98,6 +100,11 @@ class Api:
             lines = self._catalog.run(key).metrics()
             found[key] = {name: series(lines, name) for name in names}
         return found
+
+    def meanings(self, request: Request) -> Any:
+        """``name``, repeatable, gives ``{name: sentence}`` of the metrics that have one."""
+        names = request.query_params.getlist("name")
+        return {name: found for name in names if (found := meaning(name))}
 
     def trajectories(self, request: Request) -> Any:
         """A page of rows, and how many there are of each source and environment."""

@@ -1,6 +1,15 @@
 """Every view: its width, its contrast and names, and that the keyboard is enough."""
 
+from dataclasses import replace
+
 import pytest
+
+from agent_r1.config import Config
+from agent_r1.monitor import RunFolder
+from agent_r1.testing import byte_tokenizer, make_trajectory
+from agent_r1.types import Completion, Finish, Turn
+from agent_r1.viewer.catalog import Catalog
+from agent_r1.viewer.server import Server
 
 from .conftest import NARROW, WIDE, overflow, show, until, view_addresses
 
@@ -115,3 +124,30 @@ def test_the_keys_lead_from_the_runs_to_a_token_and_back(opened, plain):
             press("g")
             press(key)
             page.wait_for_selector(there)
+
+
+@pytest.fixture
+def long(tmp_path):
+    """The address of a run of one trajectory, whose second turn has 5,000 tokens."""
+    ids = tuple(byte_tokenizer().encode("ab" * 2500, add_special_tokens=False))
+    first = make_trajectory(["<code>1</code>"]).turns[0]
+    said = Completion(ids, tuple(-i / 5000 for i in range(5000)), Finish.EOS)
+    turns = (first, Turn(first.next_prompt_ids, said, "ab" * 2500))
+    with RunFolder(tmp_path / "run", Config(), seeds={"trainer.seed": 0}) as out:
+        out.store([replace(make_trajectory(["x"]), turns=turns)], step=1)
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    with Server(Catalog([tmp_path / "run"]), tokenizer=tmp_path / "model") as server:
+        yield server.address
+
+
+def test_tokens_of_a_long_turn_are_shown_in_parts(opened, long):
+    drawn = "[...document.querySelectorAll('.said.model')].at(-1).querySelectorAll('.tokens span')"
+    with opened(long) as page:
+        page.wait_for_selector(".run-table")
+        show(page, next(a for a in view_addresses(page) if "trajectory" in a))
+        page.keyboard.press("t")
+        until(page, f"{drawn}.length === 4000")
+        page.click("button:has-text('show more of 1000 further tokens')")
+        until(page, f"{drawn}.length === 5000")
+        last = page.evaluate(f"{drawn}[4999].title")
+        assert "token 4999" in last and "log-probability: -1" in last

@@ -85,9 +85,8 @@ def test_a_cold_start_has_the_panel_of_its_loss(tmp_path, drawn):
 def test_a_reward_that_is_the_success_is_not_drawn_twice(tmp_path, drawn):
     write(tmp_path, [(i, {"rollout/success": i / 3, "critic/rewards/mean": i / 3}) for i in (1, 2)])
     plot_curve(tmp_path)
-    assert "reward" not in lines_of(drawn[0]) and "success, sampled in training" in lines_of(
-        drawn[0]
-    )
+    assert list(lines_of(drawn[0])) == ["success, sampled in training"]
+    assert titles(drawn[0]) == ["Success"]
 
 
 def test_a_second_axis_for_nothing_is_not_drawn(tmp_path, drawn):
@@ -95,9 +94,11 @@ def test_a_second_axis_for_nothing_is_not_drawn(tmp_path, drawn):
     write(tmp_path, rows)
     plot_curve(tmp_path)
     assert list(lines_of(drawn[0])) == ["entropy (nats)"] and len(drawn[0].axes) == 1
+    assert titles(drawn[0]) == ["Entropy"]
     write(tmp_path, [*rows, (3, {"actor/entropy": 0.5, "actor/ppo_kl": 0.01})])
     plot_curve(tmp_path)
     assert "KL to the policy before the step" in lines_of(drawn[1])
+    assert titles(drawn[1])[0] == "Entropy and KL"
 
 
 def test_sizes_start_at_zero(tmp_path, drawn):

@@ -409,6 +409,14 @@ def test_the_command_needs_runs(tmp_path, monkeypatch):
         cli.main(["view"], standalone_mode=False)
 
 
+def test_metrics_come_with_what_they_mean(web):
+    found = ask(web, "meanings", name=["actor/entropy", "val-core/sums/accuracy/mean@1", "mine"])
+    assert (
+        "nats" in found["actor/entropy"] and "validation" in found["val-core/sums/accuracy/mean@1"]
+    )
+    assert "mine" not in found
+
+
 # --- the files of the page --------------------------------------------------------------
 
 

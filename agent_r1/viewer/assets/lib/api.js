@@ -1,5 +1,5 @@
 // What the server knows, as JSON. See agent_r1/viewer/api.py.
-import {createContext, useContext, useEffect, useState} from "./core.js";
+import {createContext, useContext, useEffect, useRef, useState} from "./core.js";
 import {legible} from "./text.js";
 
 export async function get(name, params = {}) {
@@ -31,23 +31,34 @@ const PENDING_MS = 500;
 
 // {data, error}: the answer, and the one before while a new one is under way. `mark` asks anew
 // when it changes, and so does an answer that says that more is being read; without a name nothing
-// is asked.
+// is asked. An answer to an earlier mark is shown until that of a later one comes: a run may write
+// faster than the server answers.
 export function useData(name, params = {}, mark = "") {
   const [state, setState] = useState({data: null, error: null, key: ""});
   const key = name && JSON.stringify([name, params]);
+  const latest = useRef({});
+  if (latest.current.key !== key) latest.current = {key, asked: 0, answered: 0};
+  useEffect(() => () => { latest.current = {}; }, []);
   useEffect(() => {
     if (!name) return undefined;
-    let current = true, timer = 0;
-    const ask = () => get(name, params).then(
-      data => {
-        if (!current) return;
-        setState({data, error: null, key});
-        if (data.pending > 0) timer = setTimeout(ask, PENDING_MS);
-      },
-      error => current && setState(old => ({...old, error: error.message, key})),
-    );
+    let timer = 0;
+    const ask = () => {
+      const mine = latest.current, number = ++mine.asked;
+      const answered = take => value => {
+        if (latest.current !== mine || number < mine.answered) return;
+        mine.answered = number;
+        take(value);
+      };
+      get(name, params).then(
+        answered(data => {
+          setState({data, error: null, key});
+          if (data.pending > 0 && number === mine.asked) timer = setTimeout(ask, PENDING_MS);
+        }),
+        answered(error => setState(old => ({...old, error: error.message, key}))),
+      );
+    };
     ask();
-    return () => { current = false; clearTimeout(timer); };
+    return () => clearTimeout(timer);
   }, [key, mark]);
   return {...state, fresh: state.key === key};
 }

@@ -87,7 +87,7 @@ function padded(plot, low, high) {
   return [low === 0 ? 0 : low - room, high + room];
 }
 
-export function Chart({name, title = name, lines, log = false, height = 170, sync = "steps", theme, note}) {
+export function Chart({name, title = name, lines, log = false, height = 170, sync = "steps", theme, note, meaning}) {
   const place = useRef(null);
   const [index, setIndex] = useState(null);
   const made = lines.length ? aligned(lines, log) : null;
@@ -105,8 +105,8 @@ export function Chart({name, title = name, lines, log = false, height = 170, syn
   const at = index ?? made.data[0].length - 1;
   const step = made.data[0][at];
   return html`<figure class="chart">
-    <figcaption><span class="name">${named(title)}</span><span class="at">${step === undefined ? "" : "step " + step}</span></figcaption>
-    <div class="plot" ref=${place} role="img" aria-label=${described(title, lines)}></div>
+    <figcaption><span class="name" title=${meaning}>${named(title)}</span><span class="at">${step === undefined ? "" : "step " + step}</span></figcaption>
+    <div class="plot" ref=${place} role="img" aria-label=${described(title, lines, meaning)}></div>
     <ul class="legend">${made.shown.filter(({line}) => !line.faint).map(({line, at: column}) => html`
       <li><i class=${"swatch " + line.colour.slice(2)}></i><bdi>${line.label}</bdi>
         <b>${metric(name, near(made.data[column], at))}</b>${line.low && html` <small>
@@ -121,8 +121,8 @@ function near(values, at) {
   return null;
 }
 
-function described(title, lines) {
+function described(title, lines, meaning) {
   const last = lines.filter(line => !line.faint).map(line =>
     `${line.label}: ${metric(title, line.values.at(-1))} at step ${line.steps.at(-1)}`);
-  return legible(`${title}. ${last.join("; ")}`);
+  return legible(`${title}${meaning ? `, ${meaning}` : ""}. ${last.join("; ")}`);
 }

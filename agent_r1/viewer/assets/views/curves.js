@@ -60,8 +60,9 @@ function Grid({names, runs, all, weight, log}) {
   const {pulse, theme} = useShared();
   const keys = runs.map(run => run.key);
   const {data, error} = useData(names.length && keys.length ? "metrics" : "", {run: keys, name: names}, keys.map(key => pulse[key]).join());
+  const meanings = useData(names.length ? "meanings" : "", {name: names}).data;
   return html`<${Problem} error=${error} /><div class="grid">${data && names.map(name => {
-    const shown = {name, theme, log, lines: linesOf(name, runs, all, data, weight)};
+    const shown = {name, theme, log, meaning: meanings?.[name], lines: linesOf(name, runs, all, data, weight)};
     return VALIDATED.test(name) ? html`<${Validated} key=${name} runs=${runs} ...${shown} />` : html`<${Chart} key=${name} ...${shown} />`;
   })}</div>`;
 }

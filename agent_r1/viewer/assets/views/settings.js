@@ -29,19 +29,22 @@ export function Settings({route, run}) {
     </div>
     ${mine.data && !shown.length && html`<${Empty}>${b && !text ? "The settings of the two runs are the same." : "No setting fits."}<//>`}
     ${shown.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Settings"><table class="settings"><thead><tr><th scope="col">Setting</th><th scope="col"><bdi>${run.label}</bdi></th>${b && html`<th scope="col"><bdi>${other.label}</bdi></th>`}</tr></thead>
-      <tbody>${shown.map(name => html`<tr class=${differ(name) ? "differs" : ""}><th scope="row">${name}</th><td>${named(setting(a[name]))}</td>${b && html`<td>${named(setting(b[name]))}</td>`}</tr>`)}</tbody></table></div>`}
+      <tbody>${shown.map(name => html`<tr class=${differ(name) ? "differs" : ""}><th scope="row">${breakable(name)}</th><td>${named(setting(a[name]))}</td>${b && html`<td>${named(setting(b[name]))}</td>`}</tr>`)}</tbody></table></div>`}
   </section>`;
 }
+
+// A long name may go on in the next line after a dot or an underscore.
+const breakable = name => name.split(/(?<=[._])/).map((part, i) => i ? html`<wbr />${part}` : part);
 
 function Origin({record}) {
   const hardware = record.hardware || {};
   const sittings = record.sessions || [];
   const changes = sittings.flatMap(each => Object.entries(each.changes || {}).map(([key, {before, after}]) => [each.from_step, key, before, after]));
   return html`<${Facts} facts=${[
-    ["begun", record.created], ["version", record.agent_r1], ["revision", record.git?.revision?.slice(0, 10)],
+    ["begun", record.created?.replace("T", " ").replace(/(:\d\d):\d\d(\.\d+)?\+00:00$/, "$1 UTC")], ["version", record.agent_r1], ["revision", record.git?.revision?.slice(0, 10)],
     ["Python", record.python], ["torch", record.packages?.torch], ["processor", hardware.cpu], ["cores", hardware.cpu_cores],
     ["memory", hardware.memory_bytes && Math.round(hardware.memory_bytes / 2 ** 30) + " GiB"], ["GPUs", hardware.gpus?.join(", ")],
-    ["sittings", sittings.length || null], ["command", record.command && named(record.command.join(" "))],
+    ["sessions", sittings.length || null], ["command", record.command && named(record.command.join(" "))],
   ]} />
   ${changes.length > 0 && html`<h2>Changed while it ran</h2><ul>${changes.map(([step, key, before, after]) =>
     html`<li>after step ${step}: <code>${key}</code> from ${setting(before)} to ${setting(after)}</li>`)}</ul>`}`;

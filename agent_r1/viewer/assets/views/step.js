@@ -32,14 +32,14 @@ export function Step({route, run}) {
     v: ["training or validation", () => set({split: split === "train" ? "val" : "train", step: ""})],
   });
   const found = useData(step === undefined ? "" : "step", {run: run.key, step, split}, at === known.length - 1 ? mark : "");
-  if (!run.has_trajectories) return html`<${Empty}>This run has kept no trajectories; its curves are under Runs.<//>`;
+  if (!run.has_trajectories) return html`<${Empty}>This run has kept no trajectories${run.state === "training" && " so far"}; its curves are under Runs.<//>`;
   const pending = steps.data?.pending;
   return html`<section><div class="tools head">
       <h1>Step ${step ?? ""}</h1>
-      <button onClick=${() => move(-1)} disabled=${at <= 0} aria-label="step before">‹</button>
+      <span class="keep"><button onClick=${() => move(-1)} disabled=${at <= 0} aria-label="step before">‹</button>
       <label><span class="hidden">Step</span><select value=${step} onChange=${e => set({step: e.target.value})}>
         ${known.map(each => html`<option value=${each.step}>step ${each.step}${each.reward === null ? "" : `, reward ${number(each.reward)}`}</option>`)}</select></label>
-      <button onClick=${() => move(1)} disabled=${at < 0 || at >= known.length - 1} aria-label="next step">›</button>
+      <button onClick=${() => move(1)} disabled=${at < 0 || at >= known.length - 1} aria-label="next step">›</button></span>
       <label><span class="hidden">Split</span><select value=${split} onChange=${e => set({split: e.target.value, step: ""})}>
         ${[["train", "training"], ["val", "validation"]].map(([value, name]) => html`<option value=${value}>${name}</option>`)}</select></label>
       ${route.query.step !== undefined && step !== newest && html`<a href=${link(["run", run.key, "step"], {split})}>newest</a>`}
@@ -57,14 +57,14 @@ function Content({data, run, split, step}) {
   const counts = {};
   for (const row of rows) counts[row.outcome] = (counts[row.outcome] || 0) + 1;
   const numbers = split === "train" ? FACTS.map(([name, key]) => [name, data.metrics[key] === undefined ? null : metric(key, data.metrics[key])]) : [];
-  return html`<${Facts} facts=${[["trajectories", number(data.total)], ["groups", number(data.groups.length)], ...numbers]} />
+  return html`<${Facts} facts=${[["trajectories", number(data.total)], ["groups", number(data.groups.length)], ...numbers, ["staleness", rows.some(row => row.staleness > 0) ? null : "none"]]} />
     ${data.total > rows.length && html`<p class="note">The first ${number(rows.length)} of ${number(data.total)} trajectories are shown.</p>`}
     <div class="small-grid">
       <${Histogram} title="Reward" values=${rows.map(row => row.reward)} colour="c2" />
       <${Histogram} title="Tokens" values=${rows.map(row => row.tokens)} />
       <${Histogram} title="Turns" values=${rows.map(row => row.turns)} colour="c4" />
       <${Histogram} title="Tool calls" values=${rows.map(row => row.tool_calls)} colour="c6" />
-      <${Histogram} title="Staleness" values=${rows.map(row => row.staleness)} colour="c7" />
+      ${rows.some(row => row.staleness > 0) && html`<${Histogram} title="Staleness" values=${rows.map(row => row.staleness)} colour="c7" />`}
       <${Shares} title="Outcomes" counts=${counts} colourOf=${name => FAILED[name] ? "c5" : name === "finished" ? "c3" : "c2"}
         onPick=${outcome => go(["run", run.key, "find"], {outcome, step_from: step, step_to: step, split})} />
     </div>

@@ -13,13 +13,13 @@ export function Turn({turn, place, data, number: index, tokens, measure, reward}
   const [end, setEnd] = useState(FIRST_TOKENS);
   const found = useTokens(tokens && inSight ? {...place, turn: index, end} : null);
   const worked = turn.calls.every(call => call.success);
-  const observed = found?.observed ?? turn.observation;
+  const observed = found?.observed ?? turn.observation.replace(/^\n+/, "");
   return html`
     ${turn.begins && index > 0 && html`<p class="edited">The environment edited the context here: a new training sample begins
       ${turn.context_length ? ` with ${plural(turn.context_length, "token")}` : ""}.</p>
       ${found?.context && html`<section class="said prompt"><h2 class="label">context</h2><${Text} text=${found.context} class="text masked" most=${4000} /></section>`}`}
     <section class="said model" ref=${node}><h2 class="label">turn ${index + 1}, the model <span>${plural(turn.length, "token")}</span><span>${ended(turn)}</span>
-      <span>policy ${versions(turn)}</span><span>${duration(turn.generate_seconds)}</span>${reward !== null && reward !== undefined && html`<span>reward ${number(reward)}</span>`}</h2>
+      <span>policy version ${versions(turn)}</span><span>${duration(turn.generate_seconds)}</span>${reward !== null && reward !== undefined && html`<span>reward ${number(reward)}</span>`}</h2>
       ${found?.tokens ? html`<${Tokens} tokens=${found.tokens} total=${found.total} data=${data} measure=${measure} onMore=${() => setEnd(end + MORE_TOKENS)} />` : html`<${Written} text=${turn.text} />`}</section>
     ${(observed || turn.calls.length > 0) && html`<section class=${"said tool" + (turn.calls.length ? worked ? " good" : " bad" : "")}>
       <h2 class="label">the environment <span>${tokens ? `${plural(turn.observed_length, "token")}, masked` : plural(turn.observed_length, "token")}</span>
