@@ -21,11 +21,15 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from agent_r1.types import Trajectory
+
 Progress = Callable[[int], None]
 """Reports how many of a phase's items are done."""
 
 _HISTORY = 48
 _MESSAGES = 3
+_RECENT_LINES = 7
+_RECENT_TEXT = 400
 _SECONDS_PER_LINE = 1.0
 _LONGEST_PAUSE = 60.0
 _MANY_STEPS = 100
@@ -73,6 +77,8 @@ class Display(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
+    def sample(self, trajectory: Trajectory) -> None: ...
+
     def end(self) -> None: ...
 
 
@@ -101,6 +107,9 @@ class QuietDisplay:
         return lambda done: None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def sample(self, trajectory: Trajectory) -> None:
         pass
 
     def end(self) -> None:
@@ -150,6 +159,9 @@ class PlainDisplay:
             last = [f"about {_clock_time(left)} left"]
         self._line(_fitting(f"step {step}{of}", shown, validated, last))
 
+    def sample(self, trajectory: Trajectory) -> None:
+        pass  # a line a step, and trajectories are on disk
+
     def end(self) -> None:
         pass
 
@@ -192,6 +204,7 @@ class LiveDisplay:
     _latest: dict[str, float] = field(default_factory=dict)
     _history: dict[str, deque[float]] = field(default_factory=dict)
     _messages: list[str] = field(default_factory=list)
+    _recent: list[Text] = field(default_factory=list)
     _live: Live | None = None
 
     def begin(self, title: str, where: str) -> None:
@@ -223,6 +236,9 @@ class LiveDisplay:
         for key, value in metrics.items():
             self._history.setdefault(key, deque(maxlen=_HISTORY)).append(value)
 
+    def sample(self, trajectory: Trajectory) -> None:
+        self._recent = recent_lines(trajectory)  # once, and not at each drawing
+
     def end(self) -> None:
         if self._live is None:
             return
@@ -237,6 +253,7 @@ class LiveDisplay:
         parts: list[RenderableType] = [self._progress_rows(), Text()]
         metrics = self._metric_rows()
         parts += [metrics, Text()] if metrics.row_count else []
+        parts += [*self._recent, Text()] if self._recent else []
         parts += [Text(f"! {message}", "yellow") for message in self._messages[-_MESSAGES:]]
         parts.append(Text(self.where, "dim", overflow="fold"))
         return Panel(
@@ -284,6 +301,38 @@ class LiveDisplay:
             value = f"{self._latest[key]:.3f}"
             rows.add_row(_val_label(key), Text(value, "bold yellow"), course)
         return rows
+
+
+def recent_lines(trajectory: Trajectory) -> list[Text]:
+    """How a trajectory ended, its question and its last lines, each cut to the panel's width."""
+    reward = trajectory.reward
+    scored = "not scored" if reward is None else f"reward {reward.value:+.3f}"
+    lines = [
+        Text(f"a recent trajectory: {scored}, {trajectory.outcome.value}", "bold"),
+        Text(_one_line(question_of(trajectory.task.prompt)), "italic"),
+    ]
+    told: list[tuple[str, str]] = []
+    for turn in trajectory.turns:
+        for text, style in ((turn.text, ""), (turn.observation_text, "dim")):
+            lines_of = text.splitlines()[-_RECENT_LINES:]
+            told += [(line, style) for line in lines_of if line.strip()]
+    lines += [Text(_one_line(line), style) for line, style in told[-_RECENT_LINES:]]
+    for line in lines:
+        line.no_wrap, line.overflow = True, "ellipsis"
+    return lines
+
+
+def question_of(prompt: str | Sequence[Mapping[str, object]]) -> str:
+    """The last message that a task began with."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(prompt[-1].get("content") or "") if prompt else ""
+
+
+def _one_line(text: str) -> str:
+    """The beginning of a text without line ends and without what a terminal would obey."""
+    words = " ".join(text[:_RECENT_TEXT].split())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
 
 
 _CORE = "val-core/"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 
 from agent_r1.errors import ConfigError
+from agent_r1.monitor.console import HEADLINES
 
 METRICS: Mapping[str, str] = {
     "rollout/success": "share of scored trajectories that solved their task: the reward's part "
@@ -132,16 +133,20 @@ def meaning(name: str) -> str | None:
 def explain(asked: str | None = None) -> Iterator[str]:
     """Lines about one metric, those of one prefix, or all of them.
 
+    A metric may be asked for by what the console calls it.
+
     Raises:
         ConfigError: nothing has that name.
     """
     if asked and (found := meaning(asked)):
         yield f"{asked}: {found}"
         return
+    called = [key for row in HEADLINES if row.label == asked for key in row.keys]
+    yield from (f"{key} ({asked} on the console): {meaning(key)}" for key in called)
     chosen = [n for n in METRICS if not asked or n.startswith(asked.rstrip("/*") + "/")]
-    if not chosen:
+    if not (chosen or called):
         near = get_close_matches(asked or "", METRICS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"no metric is called {asked}{hint} (agent-r1 config metrics)")
-    width = max(map(len, chosen))
+    width = max(map(len, chosen), default=0)
     yield from (f"{name:<{width}}  {METRICS[name]}" for name in chosen)

@@ -169,6 +169,8 @@ class RunFolder:
     def store(self, trajectories: Sequence[Trajectory], *, step: int) -> None:
         """Record the training trajectories of a step, complete."""
         self._store(trajectories, step, "train")
+        if trajectories:
+            self._display.sample(trajectories[-1])
 
     def store_tokens(self, records: Sequence[TokenRecord], *, step: int) -> None:
         """Record what the update of a step saw of every token, if the run keeps that."""

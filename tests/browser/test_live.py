@@ -50,7 +50,7 @@ def test_new_runs_and_steps_appear_by_themselves(opened, tmp_path, training):
         until(
             page,
             "[...document.querySelectorAll('tr')].some(row => /rl$/.test(row.querySelector('.name')"
-            "?.textContent) && /^([2-9]|\\d\\d)/.test(row.querySelector('[data-name=Step]').textContent))",
+            "?.textContent) && parseInt(row.querySelector('[data-name=Step]').textContent) >= 2)",
             120,
         )
         row.locator("button.name").click()

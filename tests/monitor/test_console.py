@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,8 @@ from agent_r1.monitor.console import (
     make_display,
     sparkline,
 )
+from agent_r1.testing import make_trajectory
+from agent_r1.types import Reward
 
 METRICS = {
     "rollout/success": 0.5,
@@ -62,6 +65,21 @@ def test_a_phase_disappears_when_it_is_done():
     assert "validation" in shown(display)
     report(2)
     assert "validation" not in shown(display)
+
+
+def test_the_panel_shows_a_recent_trajectory_as_text():
+    display = LiveDisplay(Console(file=io.StringIO()))
+    hostile = "print(1)\x1b[31m\u202e\n" + "long " * 100
+    base = make_trajectory([(hostile, "<output>1</output>"), "the answer is 1"])
+    asked = replace(base.task, prompt=({"role": "user", "content": "How\nmany?"},))
+    display.sample(replace(base, task=asked, reward=Reward(0.5)))
+    text = shown(display)
+    assert "a recent trajectory: reward +0.500, finished" in text and "How many?" in text
+    for words in ("print(1)", "<output>1</output>", "the answer is 1", "…"):
+        assert words in text
+    assert "\x1b" not in text and "\u202e" not in text
+    display.sample(replace(base, reward=None, turns=base.turns[:1] * 40))
+    assert "not scored" in shown(display) and len(shown(display).splitlines()) < 20
 
 
 def test_an_empty_panel_can_be_drawn():

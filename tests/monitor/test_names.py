@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent_r1.errors import ConfigError
+from agent_r1.monitor.console import HEADLINES
 from agent_r1.monitor.names import METRICS, explain, meaning
 
 PACKAGE = Path(__file__).parents[2] / "agent_r1"
@@ -76,3 +77,16 @@ def test_the_command_explains_one_prefix_one_name_or_all():
     assert len(list(explain())) == len(METRICS)
     with pytest.raises(ConfigError, match="did you mean rollout/success"):
         list(explain("rollout/sucess"))
+
+
+def test_a_metric_is_found_by_what_the_console_calls_it():
+    (line,) = explain("calls a tool")
+    assert line == (
+        "rollout/tool_call_share (calls a tool on the console): "
+        "share of trajectories that call a tool"
+    )
+    assert [line.split()[0] for line in explain("reward")] == [
+        "critic/rewards/mean",
+        "reward/*/mean",
+    ]
+    assert all(meaning(key) for row in HEADLINES for key in row.keys)
