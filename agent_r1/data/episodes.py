@@ -9,9 +9,11 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from agent_r1.data.sources import endless
 from agent_r1.types import Task
 
 
+@endless
 def episodes(
     split: str = "train",
     seed: int = 0,

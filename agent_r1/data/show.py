@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from agent_r1.config.environments import environment_configs
 from agent_r1.config.schema import Config
 from agent_r1.data.split import look
 from agent_r1.messages import in_words
@@ -28,7 +29,10 @@ def describe_tasks(config: Config, split: str, count: int) -> Iterator[str]:
         sources = Counter(task.data_source for task in tasks).most_common()
         told = ", ".join(f"{number} {source}" for source, number in sources)
         where = ("\n" if position else "") + (f"{env}: " if env else "")
-        yield f"{where}{len(tasks)} {split} tasks: {told}"
+        first = (
+            "the first " if env in _unbounded(config, split) and len(tasks) == max(count, 1) else ""
+        )
+        yield f"{where}{first}{len(tasks)} {split} tasks: {told}"
         for task in tasks[:count]:
             yield from _describe(task)
     if bad:
@@ -36,6 +40,16 @@ def describe_tasks(config: Config, split: str, count: int) -> Iterator[str]:
         yield from (f"  {row}" for row in bad[:_BAD_ROWS_SHOWN])
         if len(bad) > _BAD_ROWS_SHOWN:
             yield "  ..."
+
+
+def _unbounded(config: Config, split: str) -> set[str]:
+    """The environments whose generators are read only as far as asked."""
+    return {
+        each.name
+        for each in environment_configs(config)
+        for source in getattr(each.config.data, f"{split}_files")
+        if source.startswith("generator:")
+    }
 
 
 def _describe(task: Task) -> Iterator[str]:

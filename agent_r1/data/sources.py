@@ -26,8 +26,9 @@ from agent_r1.types import Message, Task
 TaskGenerator: TypeAlias = Callable[..., Iterable[Task]]
 """``(split: str, seed: int, **options) -> Iterable[Task]``; equal arguments, equal tasks.
 
-``split`` is ``"train"`` or ``"val"``. The two must not overlap. A generator that gives more
-than :data:`ENDLESS` tasks, or never ends, needs a number of samples in the configuration.
+``split`` is ``"train"`` or ``"val"``. The two must not overlap. A generator that never ends
+(:func:`endless`), or gives more than :data:`ENDLESS` tasks, needs a number of samples in the
+configuration.
 """
 
 GENERATORS: Registry[TaskGenerator] = Registry(
@@ -46,6 +47,12 @@ _SHOWN = 10
 
 ENDLESS = 100_000
 """A generator that gives more tasks than this counts as endless: it needs a number of samples."""
+
+
+def endless(function: TaskGenerator) -> TaskGenerator:
+    """Mark a generator that never ends, so that a missing number of samples is found at once."""
+    function.endless = True  # type: ignore[attr-defined]  # functions take attributes
+    return function
 
 
 def register_generator(name: str) -> Callable[[TaskGenerator], TaskGenerator]:
@@ -154,12 +161,11 @@ def load_tasks(
     tasks: list[Task] = []
     bad: list[BadRow] = []
     seen: dict[str, str] = {}
+    if max_samples is None:
+        _refuse_endless(sources, split)
     for item, source in _items(sources, columns, split, seed, options or {}):
         if max_samples is None and len(tasks) >= ENDLESS and source.startswith(_PREFIX):
-            raise DataError(
-                f"{source} gives more than {ENDLESS:,} tasks and may have no end; say how many to "
-                f"take, as in data.{split}_max_samples=10000 (an epoch is then one pass over these)"
-            )
+            raise _no_end(f"{source} gives more than {ENDLESS:,} tasks and may never end", split)
         if isinstance(item, BadRow):
             bad.append(item)
         elif item.id in seen:
@@ -181,6 +187,21 @@ def load_tasks(
         listed = "".join(f"\n  {row}" for row in bad[:_SHOWN])
         raise DataError(f"no usable task in {[str(source) for source in sources]}{listed}")
     return Loaded(tuple(tasks), tuple(bad))
+
+
+def _refuse_endless(sources: Sequence[str | Path], split: str) -> None:
+    for source in map(str, sources):
+        if source.startswith(_PREFIX):
+            function = GENERATORS.get(source.removeprefix(_PREFIX))
+            if getattr(function, "endless", False):
+                raise _no_end(f"{source} never ends", split)
+
+
+def _no_end(what: str, split: str) -> DataError:
+    return DataError(
+        f"{what}; set how many tasks to take, as in data.{split}_max_samples=10000 (an epoch is "
+        "then one pass over these)"
+    )
 
 
 def load_configured(

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from agent_r1.data.sources import endless
 from agent_r1.data.traces import Segment, Trace, model, tool
 from agent_r1.reward.base import register_reward
 from agent_r1.types import Reward, Task, Trajectory
@@ -137,6 +138,7 @@ def _is_sound(problem: Problem) -> bool:
     return right not in problem.question and right != problem.wrong.output
 
 
+@endless
 def tasks(split: str = "train", seed: int = 0) -> Iterator[Task]:
     """An endless stream of tasks for rollouts (``generator:arithmetic`` in a config)."""
     for number, problem in enumerate(problems(split, seed)):

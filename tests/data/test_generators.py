@@ -34,6 +34,16 @@ def test_an_endless_generator_is_refused_with_the_setting_to_give(split):
         load_tasks([f"{HERE}endless"], split=split)
 
 
+@pytest.mark.parametrize("name", ["arithmetic", "episodes"])
+def test_generators_that_never_end_are_refused_before_their_first_task(name, monkeypatch):
+    def reading(*arguments):
+        raise AssertionError("no task may be asked for")
+
+    monkeypatch.setattr("agent_r1.data.sources.generate", reading)
+    with pytest.raises(DataError, match=rf"generator:{name} never ends; .*train_max_samples"):
+        load_tasks([f"generator:{name}"])
+
+
 def test_an_endless_generator_is_read_as_far_as_is_asked():
     tasks = load_tasks([f"{HERE}endless"], max_samples=ENDLESS + 1).tasks
     assert len(tasks) == ENDLESS + 1
