@@ -108,8 +108,8 @@ def line(result: dict[str, Any]) -> str:
 PAGE = """# The quick start, measured
 
 `agent-r1 quickstart` (or `make quickstart`) builds a model of {parameters:.2f} million
-parameters, fine-tunes it on {traces:,} traces of which six in ten are wrong on purpose, and trains it
-by reinforcement learning for {steps} steps of {trajectories} trajectories with a Python tool
+parameters, fine-tunes it on {traces:,} traces of which six in ten are wrong on purpose, and trains
+it by reinforcement learning for {steps} steps of {trajectories} trajectories with a Python tool
 in the embedded sandbox. Solved means: of {problems} held-out problems, none of which occurs
 in training, sampled at temperature 1, the share whose final answer is exactly right. *Without
 the tool* is the same with the model made to answer at once.

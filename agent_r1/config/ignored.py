@@ -13,8 +13,12 @@ _PACKING = "micro-batches are packed by tokens; set ppo_max_token_len_per_gpu"
 _SHARDING = "decided by FSDP2, or by fsdp_config; see docs/scaling.md"
 _CONTEXT = "a row is never cut over processes (docs/scaling.md); use enable_gradient_checkpointing"
 _SERVED = "of the engine: see rollout.vllm.tensor_parallel_size and rollout.vllm.args"
-_ENGINE = "the embedded engine sizes its cache and batches itself; see rollout.max_num_seqs"
+_ENGINE = (
+    "the embedded engine decides this itself (see rollout.max_num_seqs); vLLM: rollout.vllm.args"
+)
 _BACKEND = "there is one training backend"
+_COMPILED = "on a GPU rotation and gating are compiled always (AGENT_R1_FUSED=0: never)"
+_RAY = "the section ray names the cluster"
 _LORA = "adapters are described by lora_rank, lora_alpha and target_modules alone"
 _REWARD_MODEL = "rewards are functions; a reward model can be called from one (reward.name)"
 _PROFILER = "profiling is done from outside, for example with py-spy or torch.profiler"
@@ -84,12 +88,12 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.actor.use_dynamic_bsz": _ALWAYS,
     "actor_rollout_ref.actor.use_prefix_grouper": _PACKING,
     "actor_rollout_ref.actor.use_remove_padding": _ALWAYS,
-    "actor_rollout_ref.actor.use_torch_compile": "nothing is compiled",
+    "actor_rollout_ref.actor.use_torch_compile": _COMPILED,
     "actor_rollout_ref.actor.veomni.*": _BACKEND,
     "actor_rollout_ref.hybrid_engine": _ALWAYS,
     "actor_rollout_ref.model.enable_activation_offload": "use enable_gradient_checkpointing",
     "actor_rollout_ref.model.exclude_modules": _LORA,
-    "actor_rollout_ref.model.external_lib": "write a package path where a name is asked for",
+    "actor_rollout_ref.model.external_lib": "name your own class by its path",
     "actor_rollout_ref.model.fused_kernel_options.*": _ALWAYS,
     "actor_rollout_ref.model.lora.*": _LORA,
     "actor_rollout_ref.model.lora_adapter_path": _LORA,
@@ -111,7 +115,7 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.ref.profiler.*": _PROFILER,
     "actor_rollout_ref.ref.strategy": _BACKEND,
     "actor_rollout_ref.ref.ulysses_sequence_parallel_size": _CONTEXT,
-    "actor_rollout_ref.ref.use_torch_compile": "nothing is compiled",
+    "actor_rollout_ref.ref.use_torch_compile": _COMPILED,
     "actor_rollout_ref.ref.veomni.*": _BACKEND,
     "actor_rollout_ref.rollout.agent.*": "tool.env chooses how an episode runs",
     "actor_rollout_ref.rollout.calculate_log_probs": _ALWAYS,
@@ -122,8 +126,8 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.do_sample": "temperature says it: 0 is greedy",
     "actor_rollout_ref.rollout.enable_chunked_prefill": _ENGINE,
     "actor_rollout_ref.rollout.enable_prefix_caching": _ENGINE,
-    "actor_rollout_ref.rollout.enable_rollout_routing_replay": _BACKEND,
-    "actor_rollout_ref.rollout.enforce_eager": _ENGINE,
+    "actor_rollout_ref.rollout.enable_rollout_routing_replay": "routing is not replayed",
+    "actor_rollout_ref.rollout.enforce_eager": "set rollout.vllm.enforce_eager",
     "actor_rollout_ref.rollout.engine_kwargs.*": _ENGINE,
     "actor_rollout_ref.rollout.expert_parallel_size": _SERVED,
     "actor_rollout_ref.rollout.ignore_eos": "an end of sequence always ends the turn",
@@ -140,10 +144,10 @@ IGNORED: dict[str, str] = {
     "actor_rollout_ref.rollout.multi_turn.*": "episodes always have turns; see tool",
     "actor_rollout_ref.rollout.profiler.*": _PROFILER,
     "actor_rollout_ref.rollout.prompt_length": _DERIVED,
-    "actor_rollout_ref.rollout.quantization": _ENGINE,
+    "actor_rollout_ref.rollout.quantization": "set rollout.vllm.quantization",
     "actor_rollout_ref.rollout.skip_tokenizer_init": _ENGINE,
     "actor_rollout_ref.rollout.tensor_model_parallel_size": _SERVED,
-    "actor_rollout_ref.rollout.use_fire_sampling": "it changes the sampled distribution",
+    "actor_rollout_ref.rollout.use_fire_sampling": "it would change the sampled distribution",
     "actor_rollout_ref.rollout.val_kwargs.do_sample": "temperature says it: 0 is greedy",
     "algorithm.use_process_rewards": "set algorithm.process_reward_coef",
     "critic.checkpoint.*": "a checkpoint always holds everything",
@@ -154,7 +158,7 @@ IGNORED: dict[str, str] = {
     "critic.fsdp.*": _SHARDING,
     "critic.megatron.*": _BACKEND,
     "critic.model.enable_gradient_checkpointing": "actor_rollout_ref.model decides for both",
-    "critic.model.external_lib": "write a package path where a name is asked for",
+    "critic.model.external_lib": "name your own class by its path",
     "critic.model.fsdp_config.*": _SHARDING,
     "critic.model.override_config.*": "edit config.json in the model folder",
     "critic.model.tokenizer_path": "the tokenizer is the policy's",
@@ -185,25 +189,25 @@ IGNORED: dict[str, str] = {
     "data.use_custom_system_prompt": "the prompt column is used as it is",
     "data.use_default_tool_template": "the environment describes its tools itself",
     "data.use_shm": "files are read once",
-    "data.val_batch_size": "validation runs as one wave; see rollout.max_concurrency",
+    "data.val_batch_size": "validation samples all tasks at once; see rollout.max_concurrency",
     "data.validation_shuffle": "the order of validation does not matter",
     "data.video_key": _MULTIMODAL,
     "global_profiler.*": _PROFILER,
-    "ray_init.*": "runs do not start Ray",
-    "ray_kwargs.*": "runs do not start Ray",
-    "reward.num_workers": "rewards run in threads",
+    "ray_init.*": _RAY,
+    "ray_kwargs.*": _RAY,
+    "reward.num_workers": "a quarter of the CPU cores grade, at most 8",
     "reward.reward_kwargs.max_resp_len": _DERIVED,
     "reward.reward_kwargs.overlong_buffer_cfg.log": _ALWAYS,
     "reward.reward_manager.*": "reward.name chooses the function",
     "reward.reward_model.*": _REWARD_MODEL,
     "reward_model.*": _REWARD_MODEL,
-    "tool.use_batch_tool_calls": "trajectories call their tools each at its own pace",
+    "tool.use_batch_tool_calls": "each trajectory calls its tools independently of the others",
     "trainer.balance_batch": _ALWAYS,
     "trainer.default_hdfs_dir": "runs are written to trainer.default_local_dir",
     "trainer.del_local_ckpt_after_load": "a checkpoint is only removed by max_ckpt_to_keep",
     "trainer.esi_redundant_time": "a run can be killed at any time and resumed",
     "trainer.max_critic_ckpt_to_keep": "policy and critic are kept together",
-    "trainer.ray_wait_register_center_timeout": "runs do not start Ray",
+    "trainer.ray_wait_register_center_timeout": _RAY,
     "trainer.rollout_data_dir": "runs always keep the rollouts: agent-r1 export-trajectories",
     "trainer.use_legacy_worker_impl": _BACKEND,
     "trainer.use_v1": _BACKEND,

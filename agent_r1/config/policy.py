@@ -68,7 +68,7 @@ class OptimConfig(Section):
     min_lr_ratio: Share = 0.0
     """Where ``linear`` and ``cosine`` end, as a share of ``lr``."""
     offload: bool = False
-    """Keep float32 weights and moments in the machine's memory and update them there: 12 bytes a
+    """Keep float32 weights and moments in host memory and update them there: 12 bytes a
     weight less on the GPU, some seconds more per step."""
 
 
@@ -78,7 +78,7 @@ class FsdpConfig(Section):
     """
 
     param_offload: bool = False
-    """Keep the shards in the machine's memory, and the optimizer with them; a layer is on the GPU
+    """Keep the shards and the optimizer in host memory; a layer is on the GPU
     only while it computes."""
     optimizer_offload: bool = False
     """The same: shards and optimizer stay together."""
@@ -123,13 +123,13 @@ class ModelConfig(Section):
 
 
 class PolicyLossConfig(Section):
-    """Which surrogate the policy descends on."""
+    """The loss of the policy update."""
 
     loss_mode: str = "vanilla"
     """``vanilla`` or ``ppo`` (clip with dual clip), ``gspo``, ``cispo``, ``reinforce``, or a path
     ``file.py:function`` or ``package.module:function``."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Options of that very function besides the settings here that it shares with others."""
+    """Further options of the loss function."""
 
 
 class ActorConfig(Section):
@@ -184,7 +184,7 @@ class RefConfig(Section):
     path: str | None = None
     """Model folder. null: the policy as it was before training."""
     offload: bool = False
-    """Keep the reference in the machine's memory; it is on the GPU only while it is asked."""
+    """Keep the reference in host memory; it is on the GPU only while it computes."""
     fsdp_config: FsdpConfig = FsdpConfig()
 
 
@@ -244,7 +244,7 @@ class VLLMConfig(Section):
     """Give the GPU's memory up while the trainer computes; for one GPU that both share."""
     timeout_s: PositiveFloat = 300.0
     """Seconds in which a server may compute nothing while a completion is asked for, before it
-    counts as wedged and is started anew. A full queue is no reason."""
+    counts as hung and is restarted. A full queue does not count."""
     start_timeout_s: PositiveFloat = 600.0
     """Seconds in which a server must be ready."""
     args: Names = ()
@@ -358,6 +358,6 @@ class ActorRolloutRefConfig(Section):
     ref: RefConfig = RefConfig()
     rollout: RolloutConfig = RolloutConfig()
     nccl_timeout: PositiveFloat = 600.0
-    """Several ranks: longest time of one thing that they do together (an update, a forward pass
-    over a batch, gathering the weights), in seconds. Who waits longer prints every thread's stack
-    and ends."""
+    """Several ranks: longest duration of a joint operation (an update, a forward pass over a batch,
+    gathering the weights), in seconds. A rank that waits longer prints every thread's stack and
+    ends."""

@@ -16,10 +16,11 @@ from agent_r1.config.section import Names, OffWord, PositiveShare, Section
 
 
 class SftDataConfig(Section):
-    """Where traces come from. The format is that of :mod:`agent_r1.data.traces`."""
+    """Where traces come from. docs/tutorials/cold_start.md describes the formats."""
 
     train_files: Names = ()
-    """JSONL files of traces, or ``generator:NAME`` (a registered name or a dotted path)."""
+    """JSONL, JSON or Parquet files of traces, or ``generator:NAME`` (a registered name, or a path
+    ``package.module:function`` or ``file.py:function``)."""
     val_files: Names = ()
     """The same for validation. Empty: no validation."""
     generator_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -60,7 +61,7 @@ class SftOptimConfig(OptimConfig):
 
 
 class SftTrainerConfig(Section):
-    """The run: how long, where to, how often."""
+    """The run: its length, its folder, its checkpoints and validations."""
 
     total_epochs: PositiveInt = 1
     """Passes over the traces of files."""
@@ -81,7 +82,8 @@ class SftTrainerConfig(Section):
     """Stop after this many validations without a better loss, and keep the best model.
     null: run to the end and keep the last model."""
     logger: Names = ("console",)
-    """Any of ``console``, ``wandb``, ``tensorboard``; ``metrics.jsonl`` is always written."""
+    """Any of ``console``, ``wandb``, ``tensorboard``, ``mlflow``, ``trackio``, or the path of a
+    class (docs/runs.md); ``metrics.jsonl`` is always written."""
     project_name: Annotated[str, Field(min_length=1)] = "agent_r1"
     """Groups runs, in W&B and on disk."""
     experiment_name: Annotated[str, Field(min_length=1)] = "sft"

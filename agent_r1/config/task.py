@@ -30,7 +30,8 @@ class CurriculumConfig(Section):
     """Online difficulty filtering: tasks without signal are sampled more seldom."""
 
     enable: bool = False
-    """Remember how often each task was solved, and skip what is solved or hopeless."""
+    """Remember how often each task was solved; sample tasks that are always or never solved less
+    often."""
     solved: Share = 1.0
     """Success rate from which a task counts as solved."""
     hopeless: Share = 0.0
@@ -45,7 +46,8 @@ class DataConfig(Section):
     """Where tasks come from and how long they may get."""
 
     train_files: Names = ()
-    """Parquet or JSONL files, or ``generator:NAME`` (a registered name or a dotted path)."""
+    """Parquet, JSONL, JSON, CSV or TSV files, or ``generator:NAME`` (a registered name, or a path
+    ``package.module:function`` or ``file.py:function``)."""
     val_files: Names = ()
     """The same for validation. Empty: no validation."""
     generator_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -103,7 +105,7 @@ class KLControlConfig(Section):
 
 
 class FilterGroupsConfig(Section):
-    """Dynamic sampling (DAPO): groups whose members all score the same teach nothing."""
+    """Dynamic sampling (DAPO): groups whose members all have the same score give no gradient."""
 
     enable: bool = False
     """Drop such groups and sample further prompts until the batch is full."""
@@ -114,7 +116,7 @@ class FilterGroupsConfig(Section):
 
 
 class RolloutCorrectionConfig(Section):
-    """Importance weights for trajectories that another distribution than the trained one drew."""
+    """Importance weights for trajectories sampled from another distribution than the policy's."""
 
     rollout_is: Annotated[Literal["auto", "none", "token", "sequence", "geometric"], NoneWord] = (
         "auto"
@@ -124,7 +126,7 @@ class RolloutCorrectionConfig(Section):
     decoupled objective of AReaL, its weights truncated), else ``none``."""
     mode: Literal["truncate", "mask", "drop"] = "truncate"
     """``truncate`` caps weights at the upper threshold; ``mask`` zeroes those outside both;
-    ``drop`` weighs nothing and takes what is outside both out of the loss and its divisors."""
+    ``drop`` uses no weights and removes what is outside both from the loss and its divisors."""
     rollout_is_threshold: PositiveFloat = 2.0
     """Upper threshold of the weight."""
     rollout_is_threshold_lower: NonNegativeFloat = 0.5
@@ -189,7 +191,7 @@ OutcomeTreatment = Literal["count", "penalise", "bootstrap", "mask", "drop"]
 
 
 class OutcomePolicyConfig(Section):
-    """What training makes of trajectories that a limit cut short.
+    """How trajectories that a limit cut short are treated.
 
     ``count``: scored like any other. ``penalise``: ``penalty`` is subtracted from the reward.
     ``bootstrap``: the critic's value stands for the missing rest (``gae`` and ``turn_gae``
@@ -218,7 +220,7 @@ class AlgorithmConfig(Section):
     ``reinforce_plus_plus_baseline``, ``remax``, ``opd`` (distillation alone), or a
     function of your own: ``file.py:function`` or ``package.module:function``."""
     adv_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Options of that very estimator besides the settings below, such as ``step_advantage_w``."""
+    """Further options of the estimator, such as ``step_advantage_w``."""
     gamma: Share = 1.0
     """Discount per action token (per turn for the turn-level estimators)."""
     lam: Share = 1.0
@@ -264,7 +266,7 @@ class RewardConfig(Section):
 
 
 class TrainerConfig(Section):
-    """The run: how long, where to, how often."""
+    """The run: its length, its folder, its checkpoints and validations."""
 
     total_epochs: PositiveInt = 1
     """Passes over the training tasks."""
@@ -280,16 +282,17 @@ class TrainerConfig(Section):
     val_before_train: bool = True
     """Validate before the first step."""
     max_staleness: NonNegativeInt = 0
-    """Updates that the policy may be ahead of the one that sampled what it is trained on. 0:
-    sampling and training take turns, and runs repeat to the last bit. Above: they overlap, and
-    trajectories go on while the weights change (docs/scaling.md)."""
+    """Most updates between the policy that sampled a trajectory and the policy that is trained on
+    it. 0: sampling and training alternate, and runs repeat to the last bit. Above: they overlap,
+    and trajectories continue while the weights change (docs/scaling.md)."""
     stale: Literal["wait", "drop"] = "wait"
     """What becomes of a group that would get too old. ``wait``: the step that is the last to take
     it waits for it. ``drop``: it is cut off, and its task is sampled again."""
     critic_warmup: NonNegativeInt = 0
     """Steps in which only the critic learns."""
     logger: Names = ("console",)
-    """Any of ``console``, ``wandb``, ``tensorboard``; ``metrics.jsonl`` is always written."""
+    """Any of ``console``, ``wandb``, ``tensorboard``, ``mlflow``, ``trackio``, or the path of a
+    class (docs/runs.md); ``metrics.jsonl`` is always written."""
     project_name: Annotated[str, Field(min_length=1)] = "agent_r1"
     """Groups runs, in W&B and on disk."""
     experiment_name: Annotated[str, Field(min_length=1)] = "default"

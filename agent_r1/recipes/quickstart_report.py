@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent_r1.config.schema import Config
+from agent_r1.recipes.arithmetic import problems
 from agent_r1.recipes.quickstart import Example, Folders, Policy, Report, final_policy
 from agent_r1.types import Trajectory
 
@@ -35,9 +36,9 @@ def show_title(config: Config) -> None:
     estimator, seed = config.algorithm.adv_estimator, config.trainer.seed
     console.print(Rule(Text("Agent-R1 quick start", "bold")))
     console.print(
-        "A tiny language model, made from nothing, learns to answer arithmetic with a Python "
-        "tool that runs in a sandbox. No answer can be worked out in its head.\n"
-        f"[dim]{estimator} · seed {seed} · {os.cpu_count()} processors[/]\n"
+        "A tiny language model with random weights learns to answer arithmetic with a Python "
+        "tool that runs in a sandbox. It cannot solve the problems without the tool.\n"
+        f"[dim]{estimator} · seed {seed} · {os.cpu_count()} CPU cores[/]\n"
     )
 
 
@@ -70,7 +71,7 @@ def show_report(report: Report, example: Example | None, folders: Folders) -> No
         console.print(_side_by_side(example))
     console.print(_seconds(report))
     _show_files(console, report, folders)
-    _show_next_steps(console, folders)
+    _show_next_steps(console, _question(report, example), report, folders)
 
 
 def _headline(report: Report) -> RenderableType:
@@ -115,8 +116,7 @@ def _bar(before: float, after: float, width: int = 20) -> Text:
 
 
 def _side_by_side(example: Example) -> RenderableType:
-    question = example.before.task.prompt[-1]
-    asked = question["content"] if isinstance(question, dict) else str(example.before.task.prompt)
+    asked = _asked(example)
     episodes = _beside(
         _episode(example.before, "before", "red"),
         _episode(example.after, "after", "green"),
@@ -169,12 +169,23 @@ def _show_files(console: Console, report: Report, folders: Folders) -> None:
         console.print(Text.assemble((f"{what:<14}", "dim"), str(path)), soft_wrap=True)
 
 
-def _show_next_steps(console: Console, folders: Folders) -> None:
+def _question(report: Report, example: Example | None) -> str:
+    """A held-out problem of a kind that was learned: the one that is shown, if one is."""
+    return next(problems("val", report.seed)).question if example is None else _asked(example)
+
+
+def _asked(example: Example) -> str:
+    question = example.before.task.prompt[-1]
+    return question["content"] if isinstance(question, dict) else str(example.before.task.prompt)
+
+
+def _show_next_steps(console: Console, question: str, report: Report, folders: Folders) -> None:
     """Commands to copy: a line each, never broken."""
     program = _program()
     commands = {
         f"{program} view {folders.rl}": "read what it wrote, as a page",
-        f"{program} chat --run {folders.rl}": "talk to it",
+        f"{program} chat --run {folders.rl} -m '{question}'": "it learned these kinds only: "
+        + ", ".join(report.after.families),
         f"{program} eval --run {folders.rl}": "measure it again",
         f"{program} quickstart algorithm.adv_estimator=gae": "PPO, with a critic",
         f"{program} quickstart algorithm.adv_estimator=reinforce_plus_plus": "REINFORCE++",

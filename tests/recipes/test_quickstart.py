@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent_r1.errors import ConfigError
+from agent_r1.recipes import arithmetic
 from agent_r1.recipes.quickstart import quickstart
 from agent_r1.recipes.quickstart_report import _bar, _percent
 
@@ -50,6 +51,8 @@ def test_every_stage_leaves_its_files_and_the_report_says_so(tmp_path, capsys):
     assert list(report.seconds) == ["model", "cold start", "reinforcement learning", "measuring"]
     for text in ("1/3 Model", "held-out problems", "agent-r1 chat --run", "curve.png"):
         assert text in shown
+    question = next(arithmetic.problems("val", report.seed)).question
+    assert f"-m '{question}'  # it learned these kinds only: gcd, " in shown
     assert (report.cold_start_steps, report.rl_steps, report.trajectories) == (2, 1, 4)
 
 
