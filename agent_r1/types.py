@@ -1,10 +1,10 @@
 """The records of an episode: what flows from a prompt to a gradient.
 
-Every room above reads and writes these and nothing else. All of them are frozen; a
-trajectory that gained a reward is a new trajectory (``dataclasses.replace``).
+All packages above exchange these records. They are frozen; a trajectory that gets a reward is a
+new trajectory (``dataclasses.replace``).
 
-Token ids that the model sampled are the only truth about what it did. They are never
-re-tokenised: text is derived from ids, never the other way round.
+Token ids that the model sampled are never re-tokenised: text is decoded from ids, never the other
+way round.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Outcome(StrEnum):
 
     @property
     def failed(self) -> bool:
-        """The machinery failed: the trajectory takes no part in training or baselines."""
+        """Environment or engine failed: the trajectory is in neither training nor baselines."""
         return self in (Outcome.TOOL_ERROR, Outcome.ENGINE_ERROR)
 
 

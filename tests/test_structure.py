@@ -1,4 +1,4 @@
-"""The walls of the house: sizes, layers and what is banned. See docs/architecture.md."""
+"""Rules of the code base: sizes, layers and what is banned. See docs/architecture.md."""
 
 import ast
 import re

@@ -1,8 +1,8 @@
 """The mathematics of training: pure functions of tensors and floats.
 
-Nothing here knows of models, tokenizers, packing, processes or configuration files. The
-package imports torch and, from this project, only ``types`` and ``errors``; importing the
-package itself imports not even torch.
+Nothing here depends on models, tokenizers, packing, processes or configuration files. The
+modules import torch and, from this project, only ``types`` and ``errors``; importing the
+package itself does not import torch.
 
 | module | what it holds |
 |---|---|

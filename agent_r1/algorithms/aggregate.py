@@ -1,11 +1,11 @@
 """Per-token losses ``[B, T]`` to one number, by denominators of the whole mini-batch.
 
 Every mode is a weighted sum of tokens whose weights depend on the row only. The weights
-``[B]`` are computed once, over the global mini-batch, and travel with the rows into
-whatever micro-batch or rank they end up in. Adding up the losses of the parts then equals
-the loss of the whole by construction; a mean of micro-batch means never does when they
+``[B]`` are computed once, over the global mini-batch, and stay with the rows in
+whatever micro-batch or rank these are. The losses of the parts then add up to
+the loss of the whole by construction; a mean of micro-batch means does not when they
 differ in length. (A data-parallel reduction that *averages* gradients over R ranks must
-multiply by R; that is the worker's business.)
+multiply by R; the worker does that.)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Statistics of groups, in float64.
 
-Seven siblings that all score 0.7 have a float32 mean that is not quite 0.7, and dividing
+Seven trajectories that all score 0.7 have a float32 mean that is not quite 0.7, and dividing
 the remainder by ``0 + 1e-6`` makes an advantage of 0.06 out of rounding. In float64 the sum
 of equal float32 rewards is exact, so that a group without spread has advantage 0.
 """

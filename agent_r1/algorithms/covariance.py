@@ -1,9 +1,9 @@
-"""Entropy held up by what covaries with its fall.
+"""Clip-Cov: no gradient for the tokens that reduce the entropy most.
 
 For a softmax policy the entropy falls in proportion to the covariance of a token's
 log-probability and its advantage (Cui et al. 2025, "The entropy mechanism of reinforcement
-learning for reasoning language models", arXiv 2505.22617, theorem 1). Few tokens carry almost
-all of it.
+learning for reasoning language models", arXiv 2505.22617, theorem 1). A few tokens account for
+almost all of it.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ DEFAULT_TREATMENTS: Mapping[Outcome, Treatment] = MappingProxyType(
         Outcome.CONTEXT: Treatment.COUNT,
         # The wall clock depends on the load of the machine, not on the policy alone.
         Outcome.TIMEOUT: Treatment.MASK,
-        # The machinery failed: there is no score, and None is not 0.
+        # Environment or engine failed: there is no score, and None is not 0.
         Outcome.TOOL_ERROR: Treatment.DROP,
         Outcome.ENGINE_ERROR: Treatment.DROP,
     }
@@ -79,7 +79,7 @@ class OutcomePolicy:
         for outcome, treatment in self.treatments.items():
             if outcome.failed and treatment is not Treatment.DROP:
                 raise ConfigError(
-                    f"{outcome}: the machinery failed, so there is no score to {treatment}; "
+                    f"{outcome} trajectories have no score to {treatment}; "
                     "the only treatment is 'drop'"
                 )
             if outcome.terminated and treatment is Treatment.BOOTSTRAP:

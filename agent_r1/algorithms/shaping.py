@@ -27,7 +27,7 @@ def has_signal(metric: Sequence[float], tolerance: float = 1e-9) -> bool:
     """Dynamic-sampling predicate: do the siblings of a group differ (DAPO 2025, eq. 11)?
 
     ``metric`` is the *outcome* metric (accuracy, say) of the siblings that did not fail,
-    before any shaping: penalties make every group look alive. Fewer than two siblings,
+    before any shaping: penalties would make every group vary. Fewer than two siblings,
     or a number that is not finite, is no signal.
     """
     if not metric or not all(math.isfinite(value) for value in metric):

@@ -1,6 +1,6 @@
-"""From facts to findings: whether a machine or a cluster is fit for a run, and what would cure it.
+"""From facts to findings: whether a machine or a cluster is fit for a run, with remedies.
 
-Pure functions of records, so that clusters which nobody owns can be judged in a test.
+Pure functions of records, so that clusters of any size can be judged in a test.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run leaves behind and what it shows while it runs.
+"""The files that a run writes, and what it shows while it runs.
 
 Importing the package imports nothing heavy; matplotlib, W&B and TensorBoard are imported
 where they are used.

@@ -1,6 +1,6 @@
-"""What a person sees while a run is under way.
+"""The console output of a run.
 
-On a terminal: one live panel with progress, the metrics that matter and their recent
+On a terminal: one live panel with progress, the most important metrics and their recent
 course. Elsewhere (a file, a pipe, a batch job): one plain line per step.
 """
 

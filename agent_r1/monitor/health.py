@@ -2,7 +2,7 @@
 
 A check is a pure function of the metrics of the steps so far: the trainer's console and any
 reader of ``metrics.jsonl`` come to the same findings. Each finding says what was measured,
-what it may mean and what to try. The bounds are habits of the field and no laws: a finding
+what it may mean and what to try. The bounds are rules of thumb: a finding
 is a reason to look, and never stops a run.
 """
 
@@ -56,7 +56,7 @@ CHECKS = (
         ("actor/entropy",),
         lambda now, first: first > 0.02 and now < 0.1 * first,
         "the entropy fell from {first:.3f} to {now:.3f} nats",
-        "The policy hardly varies any more, so siblings teach little; try a larger clip_ratio_high,"
+        "Samples hardly differ any more: groups give little signal; try a larger clip_ratio_high,"
         " a smaller learning rate, or a temperature of 1.",
     ),
     Check(
@@ -113,7 +113,7 @@ CHECKS = (
         "failed trajectories",
         ("rollout/failed",),
         _above(0.1),
-        "{now:.0%} of the trajectories were failed by the machinery",
+        "{now:.0%} of the trajectories ended as tool_error or engine_error",
         "They are left out of training; agent-r1 view shows the errors.",
     ),
     Check(

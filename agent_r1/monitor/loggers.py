@@ -1,4 +1,4 @@
-"""Where metrics go besides the run folder, and why that can never hurt the run.
+"""Loggers: where metrics go besides the run folder, without ever blocking the run.
 
 A :class:`RunLogger` may be slow, may block for ever and may raise: it runs in a thread of
 its own behind a bounded queue. What does not fit into the queue is dropped, and the first

@@ -27,7 +27,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Metrics of the trajectories sampled in one step; empty for none.
 
     Rewards and success are those of scored trajectories; those that failed or could not be
-    scored are counted apart (``rollout/failed``, ``rollout/unscored``) and are no zeros.
+    scored are counted apart (``rollout/failed``, ``rollout/unscored``), not as rewards of 0.
     Lengths count the tokens that the model wrote, never a tool's.
     """
     if not trajectories:

@@ -152,7 +152,7 @@ class RunFolder:
     def log(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Record the metrics of a step, everywhere.
 
-        The first call of a sitting replaces what an earlier one wrote for this step or later.
+        The first call of a session replaces what an earlier one wrote for this step or later.
         """
         if not self._logged:
             self._logged = True
@@ -255,7 +255,7 @@ def load_metrics(path: Path | str) -> list[dict[str, float]]:
 
 
 class _RunRecord:
-    """``run.json``: what the run is, and each sitting of it."""
+    """``run.json``: what the run is, and each session of it."""
 
     def __init__(self, path: Path, seeds: Mapping[str, int]) -> None:
         self._path = path

@@ -1,4 +1,4 @@
-"""Arithmetic that a tiny model cannot do in its head and can do with a Python tool.
+"""Arithmetic that a tiny model cannot do by itself and can do with a Python tool.
 
 Six families of problems whose answers are whole numbers of up to six digits, so that
 a guess is right about once in thousands of tries. Every family knows the call that solves

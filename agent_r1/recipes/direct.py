@@ -1,7 +1,7 @@
-"""What a policy answers when it gets no chance to call a tool.
+"""What a policy answers when it cannot call a tool.
 
-The quick start's claim is that its problems cannot be solved in the head. So the model is
-made to begin its answer right after the question, and has to write down a number.
+The quick start's claim is that its problems cannot be solved without the tool. So the
+model is made to begin its answer right after the question, and has to write down a number.
 """
 
 from __future__ import annotations

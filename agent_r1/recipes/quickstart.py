@@ -1,8 +1,8 @@
 """The quick start: a tiny model learns to use a real tool, on two cores, in minutes.
 
 Three stages, each resumable and each an ordinary command of the project with the settings
-that lie beside this file: build a random model, show it tool calls of which most are wrong
-(cold start), and let reinforcement learning find out which are right. What counts is how
+that lie beside this file: build a random model, fine-tune it on tool calls of which most are
+wrong (cold start), and train it by reinforcement learning. What counts is how
 often held-out problems are solved before and after the last stage.
 """
 
@@ -75,7 +75,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of a quick start. ``seconds`` is by stage, this sitting only."""
+    """What came of a quick start. ``seconds`` is by stage, of this call only."""
 
     algorithm: str
     seed: int

@@ -1,4 +1,4 @@
-"""The seam between an agent loop and whatever samples tokens."""
+"""The interface between an agent loop and a generation engine."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Siblings and batches: many trajectories at once, each at its own pace.
+"""Groups and batches: many trajectories at once, each at its own pace.
 
-Nothing here waits for a slowest member but whoever asks for all of them, and nothing that
-finished is lost when a step does not: every trajectory is handed to ``on_finished`` the
+The trajectories of one task are a group; they are each other's *siblings*. Only a caller that asks
+for all of them waits for the slowest, and nothing that finished is lost when a step fails: every
+trajectory is handed to ``on_finished`` the
 moment it is scored.
 """
 

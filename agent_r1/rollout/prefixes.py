@@ -1,4 +1,4 @@
-"""How far two sequences begin alike: tokens, or the characters of two texts."""
+"""The common prefix of two sequences: tokens, or the characters of two texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may run now, who waits, who is sent away.
+"""Which requests run now, which wait, which are refused.
 
 A sandbox is asked for thousands of programs at once and runs a few. Between the two lies a
 first-in-first-out queue that is bounded in entries and in bytes and in the time that an

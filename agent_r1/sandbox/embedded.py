@@ -1,4 +1,4 @@
-"""The embedded executor: isolated programs, started by this very process.
+"""The embedded executor: isolated programs, started by this process.
 
 With ``isolation="strict"``, the default, a program
 

@@ -1,7 +1,7 @@
-"""The HTTP door of a sandbox: SandboxFusion's protocol over any :class:`Executor`.
+"""The HTTP service of a sandbox: SandboxFusion's protocol over any :class:`Executor`.
 
-A raw ASGI application, because at a millisecond a program the web framework would be the
-larger half of the bill. It validates, queues (:mod:`agent_r1.sandbox.admission`), runs and
+A plain ASGI application, because at a millisecond per program a web framework would take more
+time than the program. It validates, queues (:mod:`agent_r1.sandbox.admission`), runs and
 counts; isolation is the executor's business.
 
 =========================  ===============================================================
@@ -19,8 +19,8 @@ Every result of a program is HTTP 200. Otherwise the body says what to do in ``d
 ``too_large``, 409 ``session_lost``, 429 ``full`` (with ``Retry-After``), 503 ``draining``
 or ``overloaded``, 504 ``late`` (waited too long in the queue), 500 ``bug``.
 
-*Not protected*: the door has no TLS and no rate limit per client, and whoever may speak to
-it may use every session whose name he knows. Put a proxy before it on an open network.
+*Not protected*: there is no TLS and no rate limit per client, and every client with access may
+use every session whose name it knows. Put a proxy before it on an open network.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ WATCH_AFTER = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServicePolicy:
-    """The limits of the door itself. What a program may use is in the request."""
+    """The limits of the service itself. What a program may use is in the request."""
 
     slots: int | None = None
     """Programs at once; ``None``: as many as the executor says it has, else one per core."""
@@ -116,7 +116,7 @@ class ServicePolicy:
             raise ConfigError("the token is empty; give one or leave it out")
 
     def limits(self) -> dict[str, float]:
-        """Every number of the door, for clients to see; the token is not among them."""
+        """All limits, for clients to see; the token is not among them."""
         return {
             name: value
             for name in self.__dataclass_fields__

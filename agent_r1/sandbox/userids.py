@@ -1,7 +1,7 @@
 """User ids of the host for programs, none of them shared with another executor.
 
 As root each slot runs its programs under a user id of its own. Inside namespaces that is
-one more wall; without them it is *the* wall, because a slot ends what a program left with
+an additional protection; without them it is the only one, because a slot ends the rest with
 ``kill(-1)``, which reaches every process of that user on the host. So a tier without
 namespaces takes a block of ids that no other tier of any process has, and holds it through
 a name in the abstract socket name space, which the kernel frees however the holder ends.

@@ -1,12 +1,12 @@
 """What a user extends: a tool, and the environment that a model uses it through.
 
-A language model that only writes is a trivial decision process: the next state is the
-old text plus one token. A model that may call tools lives in a real one. Part of what it
-writes is an *action* on the outside world, the world answers, and the answer becomes part
-of the state. :class:`BaseToolEnv` is that state transition and nothing else: text of one
-turn in, observation out. It knows nothing of tokens, models, rewards or training.
+For a language model that only writes, the Markov decision process is trivial: the next state is
+the text plus one token. If a model may call tools, part of what it writes is an *action*, and the
+tool's output becomes part of the next state. :class:`BaseToolEnv` is that state transition: it
+takes the text of one turn and returns an observation. It is independent of tokens, models, rewards
+and training.
 
-:class:`BaseTool` is the outside world: a name, a JSON schema and a function.
+:class:`BaseTool` is a tool: a name, a JSON schema and a function.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ToolResult(NamedTuple):
     """What a tool call gave: text for the model, and whether the call did what was asked.
 
     It unpacks into two, and also answers ``result["content"]`` and ``result["success"]``,
-    because both habits are alive in code that users already have.
+    because existing tools do either.
     """
 
     content: str
@@ -123,12 +123,12 @@ class BaseTool(ABC):
     (:func:`normalise_tool_result`). So the body sees valid arguments only, and callers
     always receive a ``ToolResult``.
 
-    Whose fault it is decides how a call fails:
+    The cause decides how a call fails:
 
-    * the model's (arguments that do not match, a program with a bug, a search without
+    * the model (arguments that do not match, a program with a bug, a search without
       hits): return ``ToolResult(message, False)`` or raise ``ToolArgumentError``. The
       message is shown to the model, which may learn from it.
-    * nobody's in the episode (a service is down, a bug in the tool): raise. Derive from
+    * anything else (a service is down, a bug in the tool): raise. Derive from
       :class:`agent_r1.errors.ToolError` where you can. The trajectory is excluded from
       training and counted, and a run in which this persists stops.
 

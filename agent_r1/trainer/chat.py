@@ -1,4 +1,4 @@
-"""Talk to a policy in the very environment that it was trained in."""
+"""Talk to a policy in the environment that it was trained in."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Session:
     async def ask(self, text: str) -> Trajectory:
         """One user message and everything that the agent does about it.
 
-        An answer that is interrupted, or that the machinery failed to give, leaves the
+        An answer that is interrupted, or that environment or engine failed to give, leaves the
         conversation as it was before the question.
         """
         asked: tuple[Message, ...] = (*self.history, {"role": "user", "content": text})

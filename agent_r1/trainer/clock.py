@@ -1,4 +1,4 @@
-"""Where the seconds of a step went."""
+"""The time of each phase of a step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which tasks are worth sampling: a memory of how often each was solved.
 
-A task that every sibling solves, or none, gives a group without signal. Its success rate is
+A task that all trajectories of its group solve, or none, gives no gradient. Its success rate is
 remembered as a moving average, and a task that looks solved or hopeless is sampled in only a
 share of its turns, so that it is noticed when that changes (online difficulty filtering:
 Bae et al. 2025; the skipped share follows DAPO's observation that such groups are waste).

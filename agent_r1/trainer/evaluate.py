@@ -43,7 +43,7 @@ class SourceReport:
     samples: int
     """Samples per task."""
     failed: int
-    """Trajectories that the machinery lost; they count for nothing."""
+    """Trajectories that environment or engine failed; they are not counted."""
     estimates: dict[str, Estimate]
     """``avg@n``, ``pass@k``, ``maj@n`` and ``reward``, each with its interval."""
     tool_call_share: float

@@ -1,4 +1,4 @@
-"""Ctrl-C that loses nothing: the first one asks, the second one insists."""
+"""Ctrl-C: the first one finishes the update and saves, the second one ends at once."""
 
 from __future__ import annotations
 

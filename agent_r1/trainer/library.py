@@ -1,4 +1,4 @@
-"""Training as a library: one object, one step at a time, objects where files have names."""
+"""Training as a library: one step at a time, with objects in place of names."""
 
 from __future__ import annotations
 

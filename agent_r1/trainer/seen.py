@@ -1,4 +1,4 @@
-"""What a policy update saw of each token, kept for whoever looks at the run."""
+"""What a policy update saw of each token, stored for readers of the run."""
 
 from __future__ import annotations
 

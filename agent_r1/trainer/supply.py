@@ -1,4 +1,4 @@
-"""Tasks in the order in which they are sampled: those owed first, then the loader's."""
+"""Tasks in the order of sampling: those to be sampled again first, then the loader's."""
 
 from __future__ import annotations
 

@@ -171,15 +171,15 @@ class RunView:
 
         A process that trains holds the folder's lock. Asking for the lock could keep a run
         from starting, so the kernel's list of locks is read instead; where there is none, a
-        sitting without an end counts as training while steps keep coming.
+        session without an end counts as training while steps keep coming.
         """
         if self.results() is not None:
             return "evaluation"
         held = _is_locked(self.path / ".lock")
         if held:
             return "training"
-        sittings = self.record().get("sessions") or [{}]
-        outcome = sittings[-1].get("outcome")
+        sessions = self.record().get("sessions") or [{}]
+        outcome = sessions[-1].get("outcome")
         if outcome:
             return str(outcome)
         if held is None and self._silence() < _QUIET_SECONDS:

@@ -1,4 +1,4 @@
-"""The index of a run's trajectories: what finds one of a million in milliseconds.
+"""The index of a run's trajectories, which finds one of a million in milliseconds.
 
 The index is derived from what the run wrote and may be deleted at any time.
 """

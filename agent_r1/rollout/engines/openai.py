@@ -1,4 +1,4 @@
-"""An engine that is somebody else's: any server that speaks OpenAI's protocol.
+"""An engine for evaluation and chat: any server that speaks OpenAI's protocol.
 
 It serves evaluation and chat. It cannot serve training: a server neither tells the
 log-probabilities of the distribution it sampled from nor takes new weights.

@@ -1,4 +1,4 @@
-"""The code that runs on the sandbox's side of the wall.
+"""The code that runs inside the sandbox.
 
 Everything here is executed by a *clean* interpreter that imports the standard library
 only: neither the host's packages nor the rest of this project are reachable from it.

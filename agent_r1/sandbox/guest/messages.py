@@ -1,4 +1,4 @@
-"""The records that cross the wall, packed with :mod:`struct`.
+"""The records exchanged between host and sandbox, packed with :mod:`struct`.
 
 Host to zygote: ``SLOT`` with the slot's channel. Host to a slot's init: ``RUN`` or
 ``STOP``, and before the first ``RUN`` of a session maybe ``FREEZER`` with the files of a

@@ -38,13 +38,13 @@ const breakable = name => name.split(/(?<=[._])/).map((part, i) => i ? html`<wbr
 
 function Origin({record}) {
   const hardware = record.hardware || {};
-  const sittings = record.sessions || [];
-  const changes = sittings.flatMap(each => Object.entries(each.changes || {}).map(([key, {before, after}]) => [each.from_step, key, before, after]));
+  const sessions = record.sessions || [];
+  const changes = sessions.flatMap(each => Object.entries(each.changes || {}).map(([key, {before, after}]) => [each.from_step, key, before, after]));
   return html`<${Facts} facts=${[
     ["begun", record.created?.replace("T", " ").replace(/(:\d\d):\d\d(\.\d+)?\+00:00$/, "$1 UTC")], ["version", record.agent_r1], ["revision", record.git?.revision?.slice(0, 10)],
     ["Python", record.python], ["torch", record.packages?.torch], ["processor", hardware.cpu], ["cores", hardware.cpu_cores],
     ["memory", hardware.memory_bytes && Math.round(hardware.memory_bytes / 2 ** 30) + " GiB"], ["GPUs", hardware.gpus?.join(", ")],
-    ["sessions", sittings.length || null], ["command", record.command && named(record.command.join(" "))],
+    ["sessions", sessions.length || null], ["command", record.command && named(record.command.join(" "))],
   ]} />
   ${changes.length > 0 && html`<h2>Changed while it ran</h2><ul>${changes.map(([step, key, before, after]) =>
     html`<li>after step ${step}: <code>${key}</code> from ${setting(before)} to ${setting(after)}</li>`)}</ul>`}`;
