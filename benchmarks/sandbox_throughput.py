@@ -38,8 +38,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvloop
-from agent_r1.sandbox.http1 import Address, Pool, TransportError
 
+from agent_r1.http1 import Address, Pool, TransportError
 from agent_r1.sandbox import wire
 from agent_r1.sandbox.base import Limits, RunRequest, RunResult, RunStatus
 

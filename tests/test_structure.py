@@ -139,3 +139,37 @@ def test_the_path_from_prompt_to_gradient_is_short():
     assert files == re.findall(r"`([\w/]+\.py)`", guide)
     assert len(files) <= 10
     assert sum(len((PACKAGE / name).read_text().splitlines()) for name in files) <= 2500
+
+
+BESIDE = sorted(
+    p for top in ("benchmarks", "examples", "scripts") for p in ROOT.glob(f"{top}/**/*.py")
+)
+
+
+def missing(module: str, names: list[str]) -> list[str]:
+    """Which of ``names`` the text of a module of ours does not have; all, if there is none."""
+    place = ROOT.joinpath(*module.split("."))
+    file = next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.exists()), None)
+    if file is None:
+        return [f"{module}.{name}" for name in names]
+    words = set(re.findall(r"\w+", file.read_text()))
+    below = {path.stem for path in place.glob("*")}
+    return [f"{module}.{name}" for name in names if name not in words | below]
+
+
+@pytest.mark.parametrize("path", BESIDE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_no_test_runs_still_imports_what_is_there(path):
+    """Benchmarks and examples are run on purpose only: a moved module would break them unseen."""
+    wrong = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "agent_r1":
+            wrong += missing(node.module, [alias.name for alias in node.names])
+        elif isinstance(node, ast.Import):
+            ours = [alias.name for alias in node.names if alias.name.startswith("agent_r1.")]
+            wrong += [n for name in ours for n in missing(*cut(name))]
+    assert not wrong, f"moved or renamed: {', '.join(wrong)}"
+
+
+def cut(name: str) -> tuple[str, list[str]]:
+    module, _, last = name.rpartition(".")
+    return module, [last]

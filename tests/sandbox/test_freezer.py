@@ -355,10 +355,10 @@ found = freezer.find()
 assert found is not None and found.version == 2, found
 add, made = freezer.TierFreezer.add, []
 freezer.TierFreezer.add = lambda *a: made.append(add(*a)) or made[-1]
-""" + RUN_CASES.replace("sys.exit(", "assert made, 'signals were used'\nsys.exit(")
+"""
 
 
-def test_an_ordinary_user_with_a_group_of_his_own() -> None:
+def in_a_group_of_his_own(level: str, names: list[str], afterwards: str) -> None:
     """As the user's manager of systemd has one: it and its list of processes belong to him."""
     found = hierarchy(2)
     if os.geteuid() != 0:
@@ -368,13 +368,21 @@ def test_an_ordinary_user_with_a_group_of_his_own() -> None:
     try:
         for place in (group, group / "cgroup.procs", group / "cgroup.subtree_control"):
             os.chown(place, 65534, 65534)
-        before = Path("/proc/self/cgroup").read_text()
         (group / "cgroup.procs").write_text(str(os.getpid()))
         try:
-            done = as_nobody(DELEGATED, "strict", *[case.name for case in SESSIONS])
+            script = DELEGATED + RUN_CASES.replace("sys.exit(", f"{afterwards}\nsys.exit(")
+            done = as_nobody(script, level, *names)
         finally:
             (found.folder / "cgroup.procs").write_text(str(os.getpid()))
-        assert Path("/proc/self/cgroup").read_text() == before
         assert done.returncode == 0, done.stdout + done.stderr
     finally:
         assert wait_until(lambda: cgroups.remove(group)), "groups were left"
+
+
+def test_an_ordinary_user_with_a_group_of_his_own() -> None:
+    names = [case.name for case in SESSIONS]
+    in_a_group_of_his_own("strict", names, "assert made, 'signals were used'")
+
+
+def test_programs_that_could_write_to_the_files_of_the_group_are_held_by_signals() -> None:
+    in_a_group_of_his_own("process", ["session_keeps", "held_timer"], "assert not made, made")
