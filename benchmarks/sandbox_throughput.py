@@ -184,7 +184,7 @@ def tree_cpu(root: int) -> float:
 
 def listener_of(url: str) -> int:
     """The process that listens on a loopback port."""
-    port = Address.parse(url).port
+    port = Address.parse(url, "sandbox").port
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         columns = line.split()
         if columns[3] == "0A" and int(columns[1].split(":")[1], 16) == port:
@@ -197,7 +197,7 @@ def listener_of(url: str) -> int:
 
 
 def over_http(url: str, name: str, pid: int) -> Contestant:
-    pool = Pool(Address.parse(url))
+    pool = Pool(Address.parse(url, "sandbox"))
 
     async def run(request: RunRequest) -> RunResult:
         body = wire.encode(wire.from_request(request))

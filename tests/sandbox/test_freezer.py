@@ -93,10 +93,14 @@ class Frozen:
         self.version = version
         self.executor = executor
         self.place = place
+        self.before = set(self.tiers())  # of other executors of this process
+
+    def tiers(self) -> list[Path]:
+        return list(self.place.glob(f"agent-r1-{os.getpid()}-*"))
 
     def groups(self) -> list[Path]:
         """Those of sessions."""
-        return list(self.place.glob(f"agent-r1-{os.getpid()}-*/*/"))
+        return [group for tier in set(self.tiers()) - self.before for group in tier.glob("*/")]
 
 
 @pytest.fixture(params=[1, 2], ids=["version 1", "version 2"])
@@ -110,8 +114,7 @@ def frozen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def test_programs_without_a_session_have_no_group_for_it(frozen: Frozen) -> None:
     for _ in range(2):
         assert run(frozen.executor, "print(1)").stdout == "1\n"
-    assert not frozen.groups()
-    assert not list(frozen.place.glob(f"agent-r1-{os.getpid()}-*"))
+    assert not frozen.groups() and not set(frozen.tiers()) - frozen.before
 
 
 def test_all_of_the_session_is_frozen_and_nothing_else(frozen: Frozen) -> None:
