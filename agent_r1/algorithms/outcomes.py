@@ -83,7 +83,7 @@ class OutcomePolicy:
                     "the only treatment is 'drop'"
                 )
             if outcome.terminated and treatment is Treatment.BOOTSTRAP:
-                raise ConfigError(f"{outcome} is a true end: there is no value to bootstrap")
+                raise ConfigError(f"{outcome} ends the episode: there is no value to bootstrap")
 
     @classmethod
     def from_options(

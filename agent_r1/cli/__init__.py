@@ -163,8 +163,8 @@ def evaluate(
 ) -> None:
     """Measure a policy on held-out tasks (data.val_files).
 
-    A server's tokenizer is its own; with --run, --checkpoint or actor_rollout_ref.model.path
-    naming the same model here, prompts are rendered as in training.
+    With --server, prompts are rendered as in training if --run, --checkpoint or
+    actor_rollout_ref.model.path gives the model's tokenizer.
     """
     config = _load_policy(run, checkpoint, file, [*server, *overrides])
     from agent_r1.config import require
@@ -186,7 +186,7 @@ agent-r1 chat --checkpoint ./model tool.env=retool -m 'What is 17 * 23?'
 @from_run
 @from_server
 @configured
-@click.option("--message", "-m", help="Ask this one thing and stop.")
+@click.option("--message", "-m", help="Ask this question and exit.")
 @in_environment
 def chat(
     run: Path | None,
@@ -199,7 +199,7 @@ def chat(
 ) -> None:
     """Talk to a policy in the environment of its training.
 
-    Where it was trained in several, in the first of them unless --env names another.
+    If it was trained in several environments, the first is used unless --env names another.
     """
     config = _load_policy(run, checkpoint, file, [*server, *overrides])
     from agent_r1.config import require
@@ -268,7 +268,9 @@ agent-r1 plot runs/my/seed* --behaviour --out tools.png
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--metrics", multiple=True, help="A metric, * as in a shell; may be repeated.")
 @click.option("--behaviour", is_flag=True, help="How tools are used, from the trajectories.")
-@click.option("--out", type=click.Path(path_type=Path), help="Picture of all: .png, .svg or .pdf.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="One picture of all runs: .png, .svg or .pdf."
+)
 def plot(runs: Sequence[Path], metrics: Sequence[str], behaviour: bool, out: Path | None) -> None:
     """Draw the curves of each of RUNS into its curve.png, or metrics of all into one picture.
 
@@ -279,7 +281,7 @@ def plot(runs: Sequence[Path], metrics: Sequence[str], behaviour: bool, out: Pat
         from agent_r1.monitor.behaviour import plot_behaviour
 
         if metrics:
-            raise click.UsageError("--metrics and --behaviour are two pictures")
+            raise click.UsageError("--metrics and --behaviour exclude each other")
         target = out or Path("behaviour.png")
         drawn = plot_behaviour(runs, target)
         return click.echo(f"{', '.join(drawn)} of {len(runs)} runs → {target}")
@@ -366,7 +368,7 @@ def explain(key: str | None, metric: str | None) -> None:
 
         lines: Iterable[str] = metrics_about(metric)
     elif metric is not None:
-        raise click.UsageError(f"{metric} is too much: one setting at a time")
+        raise click.UsageError(f"one setting at a time: leave {metric} out")
     else:
         lines = lines_about(key)
     for line in lines:

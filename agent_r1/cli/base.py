@@ -105,7 +105,9 @@ def from_server(command: Command) -> Command:
         return command(server=server, **arguments)
 
     url = click.option("--server", "url", metavar="URL", help="Ask an OpenAI-compatible server.")
-    name = click.option("--model", "name", metavar="NAME", help="Model of that server, if many.")
+    name = click.option(
+        "--model", "name", metavar="NAME", help="Name of the model, if the server has several."
+    )
     wired: Any = url(name(with_overrides))
     return cast(Command, wired)
 

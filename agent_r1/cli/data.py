@@ -28,7 +28,7 @@ agent-r1 data show data.train_files=./data/retool/train.parquet
 """,
 )
 def data() -> None:
-    """Prepare training data, and look at it."""
+    """Prepare training data, and show it."""
 
 
 @data.command(name="list")
@@ -239,7 +239,7 @@ agent-r1 data show --config run.yaml --split val -n 10
 @of_a_split
 @click.option("--count", "-n", default=3, show_default=True, help="Tasks to show.")
 def show(file: Path | None, overrides: Sequence[str], split: str, count: int) -> None:
-    """Show the tasks that a configuration reads, and the rows that are none.
+    """Show the tasks that a configuration reads, and the rows that are not valid.
 
     With envs, those of each environment.
     """

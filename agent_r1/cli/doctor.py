@@ -42,9 +42,9 @@ def doctor(
     ports: Sequence[int],
     as_json: bool,
 ) -> None:
-    """Tell whether this machine, or a Ray cluster, is fit for a run.
+    """Check whether this machine, or a Ray cluster, is fit for a run.
 
-    Looks at cards and the links between them, versions, memory, folders, the sandbox's
+    Checks GPUs and the links between them, versions, memory, folders, the sandbox's
     isolation, the tokenizer, clocks and the network: here, or with ray.address on every node.
     Exit code 1 if something would keep the run from working.
     """

@@ -27,12 +27,12 @@ agent-r1 env play retool 'tool.tools=[python]' --prompt 'What is 2**64?' --save 
 """,
 )
 def env() -> None:
-    """Environments: list, explain, check and play them."""
+    """List, describe, check and play environments."""
 
 
 @env.command("list")
 def list_envs() -> None:
-    """Every environment that has a name: this project's and those of installed packages."""
+    """List the named environments: this project's and those of installed packages."""
     from agent_r1.tool.registry import ENVS
 
     names = ENVS.names()
@@ -49,7 +49,7 @@ def list_envs() -> None:
 @env.command()
 @click.argument("name")
 def show(name: str) -> None:
-    """What an environment is, which options it takes, and what ends a turn in it."""
+    """Describe an environment: what it is, its options, and what ends a turn."""
     from agent_r1.tool.registry import ENVS
 
     found = ENVS.get(name)
@@ -74,8 +74,12 @@ def show(name: str) -> None:
 @env.command()
 @click.argument("name")
 @configured
-@click.option("--text", "texts", multiple=True, help="An action; may be repeated: one episode.")
-@click.option("--tasks", default=3, show_default=True, help="Of data.train_files, if given.")
+@click.option(
+    "--text", "texts", multiple=True, help="Text of a turn; repeat it for the turns of an episode."
+)
+@click.option(
+    "--tasks", default=3, show_default=True, help="Number of tasks of data.train_files to use."
+)
 @click.option("--timeout", default=30.0, show_default=True, help="Seconds for one step.")
 def check(
     name: str,
@@ -85,7 +89,7 @@ def check(
     tasks: int,
     timeout: float,
 ) -> None:
-    """Step an environment through odd texts, threads, cancellation and repeats.
+    """Test an environment with difficult texts, threads, cancellation and repetition.
 
     NAME is a registered environment, a path, or an entry of envs in the configuration. Tools
     are really called. Exit code 1 if it breaks its contract.
@@ -122,7 +126,7 @@ def play(
     number: int,
     save: Path | None,
 ) -> None:
-    """Be the model: see what it would see, write what it would write, get its reward.
+    """Take the model's place: read what it would read, write its turns, get its reward.
 
     NAME is a registered environment, a path, or an entry of envs in the configuration, which is
     played with its own tasks, tools, limits and reward.

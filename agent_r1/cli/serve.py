@@ -29,7 +29,7 @@ agent-r1 serve --checkpoint ./model --port 9000 trainer.device=cpu
     default=64,
     show_default=True,
     type=click.IntRange(min=1),
-    help="Requests answered at once; more are told to come again.",
+    help="Concurrent requests; further ones are refused (429).",
 )
 def serve(
     run: Path | None,

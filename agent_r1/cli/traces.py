@@ -223,7 +223,7 @@ agent-r1 data traces rerun traces.jsonl --out fresh.jsonl --stale drop tool.env=
     type=click.Choice(["correct", "drop"]),
     default="correct",
     show_default=True,
-    help="What becomes of a trace whose outputs are not those of today.",
+    help="What to do with a trace whose outputs have changed.",
 )
 @in_environment
 @configured

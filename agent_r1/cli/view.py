@@ -44,7 +44,7 @@ agent-r1 view runs/my/run --export wrong.html --step 40 --wrong
     type=click.IntRange(min=1),
     default=200,
     show_default=True,
-    help="Export the last ones only.",
+    help="Export at most this many, the last ones.",
 )
 @click.option("--step", type=int, help="Export this step only.")
 @click.option("--split", type=click.Choice(["train", "val"]), help="Export this split only.")
@@ -61,10 +61,10 @@ def view(
     most: int,
     **chosen: Any,
 ) -> None:
-    """Look at runs, while they train and afterwards.
+    """Show runs in a browser, while they train and afterwards.
 
     RUNS are folders of runs, of evaluations, or folders above them. The address is on this
-    machine's loopback interface and carries a token; nothing is sent anywhere.
+    machine's loopback interface and holds a token; no data leaves the machine.
     """
     if export is not None:
         _export(runs, export, tokenizer, most, chosen)

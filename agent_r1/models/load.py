@@ -239,7 +239,7 @@ def _check_windows(model: nn.Module) -> None:
     if told != list(kinds).count("sliding_attention"):
         raise ModelError(
             f"{type(model).__name__} has {list(kinds).count('sliding_attention')} sliding-window "
-            f"layers but {told} of them tell their window; packed attention would be wrong"
+            f"layers but {told} of them state their window; packed attention would be wrong"
         )
 
 

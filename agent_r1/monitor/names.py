@@ -17,7 +17,7 @@ METRICS: Mapping[str, str] = {
     "rollout/success": "share of scored trajectories that solved their task: the reward's part "
     "accuracy if it has one, else a reward above 0",
     "rollout/trajectories": "trajectories that were sampled for the step",
-    "rollout/failed": "share of trajectories that failed (tool_error, engine_error); not rewards of 0",
+    "rollout/failed": "share of trajectories that failed (tool_error, engine_error)",
     "rollout/unscored": "share of the others that the reward could not score",
     "rollout/tool_call_share": "share of trajectories that call a tool",
     "rollout/uniform_groups": "share of groups whose members score the same: no gradient",

@@ -274,7 +274,7 @@ class RunIndex:
         """How many of what fits have each split, outcome, environment or source."""
         with self._lock:
             if field not in NAMED:
-                raise ConfigError(f"counts of {field}? They are told of {', '.join(NAMED)}")
+                raise ConfigError(f"cannot count by {field}; choose one of {', '.join(NAMED)}")
             numbers = self._index.facts[field][self._fits(query)]
             counts = np.bincount(numbers, minlength=len(self._index.names(field)))
             return dict(zip(self._index.names(field), counts.tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Find out whether an environment keeps its contract before a model is let into it."""
+"""Test whether an environment keeps its contract, before training in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find out whether an environment of the full protocol keeps it, before a model is let into it."""
+"""Test whether an environment of the full protocol keeps its contract, before training in it."""
 
 from __future__ import annotations
 

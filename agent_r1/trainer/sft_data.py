@@ -186,7 +186,7 @@ def training_source(config: SftConfig, codec: Codec) -> tuple[ExampleSource, Enc
     """What ``data.train_files`` names, encoded."""
     data = config.data
     if not data.train_files:
-        raise ConfigError("data.train_files is empty; name a JSONL file of traces")
+        raise ConfigError("data.train_files is empty; name a JSONL, JSON or Parquet file of traces")
     seed = config.trainer.seed if data.seed is None else data.seed
     encoded = Encoded(codec, data.max_length, data.overlong)
     name = _generator(data.train_files)

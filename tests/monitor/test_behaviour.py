@@ -59,7 +59,7 @@ def test_the_command_draws_them(run, tmp_path):
     assert done.exit_code == 0, done.output
     assert "Lines of a program" in done.output and "<svg" in target.read_text()
     both = CliRunner().invoke(cli, ["plot", str(run), "--behaviour", "--metrics", "x"])
-    assert both.exit_code == 2 and "two pictures" in both.output
+    assert both.exit_code == 2 and "exclude each other" in both.output
 
 
 def test_a_run_that_has_not_trained_has_nothing_to_draw(tmp_path):

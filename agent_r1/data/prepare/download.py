@@ -84,7 +84,7 @@ class Downloader:
         url = address.url.replace(_HUB, endpoint, 1)
         host = urlsplit(url).netloc
         if self._offline:
-            raise Unavailable(f"{url} is not in the cache, and the network was ruled out")
+            raise Unavailable(f"{url} is not in the cache, and downloads are disabled (--offline)")
         if host in self._unreachable:
             raise Unavailable(self._unreachable[host])
         place = self._place(address)
