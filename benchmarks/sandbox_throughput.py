@@ -169,7 +169,7 @@ def tree_cpu(root: int) -> float:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             with contextlib.suppress(OSError):
-                text = Path("/proc", entry, "stat").read_text()
+                text = Path("/proc", entry, "stat").read_text(errors="replace")
                 fields = text.rpartition(")")[2].split()
                 stats[int(entry)] = int(fields[1]), sum(map(int, fields[11:15]))
     family, grown = {root}, True
