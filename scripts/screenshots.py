@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from agent_r1.testing.chromium import launch_chromium
@@ -40,11 +41,20 @@ def main() -> None:
                 page.goto(server.address)
                 for name in views(page):
                     if not given.only or given.only in name:
-                        page.screenshot(path=given.target / f"{name}-{size}-{scheme}.png")
+                        path = given.target / f"{name}-{size}-{scheme}.png"
+                        page.screenshot(path=path)
+                        shrink(path)
                 page.close()
         browser.close()
     if complaints:
         raise SystemExit("\n".join(complaints))
+
+
+def shrink(path: Path) -> None:
+    """Keep 256 colours: a third of the size, and no difference that one sees."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 def views(page: Page) -> Iterator[str]:
