@@ -68,8 +68,9 @@ class OptimConfig(Section):
     min_lr_ratio: Share = 0.0
     """Where ``linear`` and ``cosine`` end, as a share of ``lr``."""
     offload: bool = False
-    """Keep float32 weights and moments in host memory and update them there: 12 bytes a
-    weight less on the GPU, some seconds more per step."""
+    """Keep float32 weights and moments in host memory and update them there: 12 bytes a weight
+    less on the GPU, some seconds more per step. With several processes the same as
+    ``fsdp_config.param_offload``."""
 
 
 class FsdpConfig(Section):

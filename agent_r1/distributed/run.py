@@ -11,8 +11,9 @@ import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from agent_r1.config.policy import ActorConfig, CriticConfig
 from agent_r1.config.schema import Config
 from agent_r1.distributed.launch import restarts_so_far
 from agent_r1.distributed.ranks import Ranks, joined, started_as_rank
@@ -25,12 +26,15 @@ from agent_r1.trainer.build import (
     build_networks,
     build_parts,
     build_policy,
+    engine_name,
     pick_device,
     worker_options,
 )
 from agent_r1.trainer.build import train as train_alone
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.rl import RLTrainer
+
+T = TypeVar("T", ActorConfig, CriticConfig)
 
 _OF_ONE_PROCESS: Final = {
     "muon": "orthogonalises whole matrices, and several processes hold shards of them: its updates "
@@ -74,7 +78,8 @@ def lead(config: Config, ranks: Ranks) -> Path:
     def make_worker(
         config: Config, credit: CreditAssigner, tokenizer: Any, steps: int
     ) -> ShardedWorker:
-        shell = build_policy(config, "cpu")
+        # An engine of this process computes with it; vLLM has its own.
+        shell = build_policy(config, "cpu" if engine_name(config) == "vllm" else None)
         check_vocabulary(shell, tokenizer)
         with ranks.exchange():
             ranks.tell((config, steps))
@@ -115,27 +120,34 @@ def build_rank(config: Config, ranks: Ranks, training_steps: int) -> RankWorker:
         config.actor_rollout_ref.ref,
         config.critic,
     )
-    for network, settings in (
-        (networks.policy, actor.fsdp_config),
-        (networks.reference, ref.fsdp_config),
-        (networks.critic, critic.model.fsdp_config),
+    for network, settings, offload in (
+        (networks.policy, actor.fsdp_config, actor.optim.offload),
+        (networks.reference, ref.fsdp_config, ref.offload),
+        (networks.critic, critic.model.fsdp_config, critic.optim.offload),
     ):
         if network is not None:
             shard_model(
                 network,
                 ranks.mesh(settings.fsdp_size),
                 compute=compute,
-                offload=settings.param_offload or settings.optimizer_offload,
+                offload=offload or settings.param_offload or settings.optimizer_offload,
                 reshard_after_forward=settings.reshard_after_forward,
             )
+    options = worker_options(config, training_steps)
     return RankWorker(
         networks.policy,
-        actor,
+        _with_shards_offloaded(actor),
         reference=networks.reference,
         critic=networks.critic,
         ranks=ranks,
-        **worker_options(config, training_steps),
+        **options | {"critic_config": _with_shards_offloaded(critic)},
     )
+
+
+def _with_shards_offloaded(settings: T) -> T:
+    """``optim.offload`` is done by the shards, which lie in host memory themselves."""
+    optim = settings.optim.model_copy(update={"offload": False})
+    return settings.model_copy(update={"optim": optim})
 
 
 @contextmanager

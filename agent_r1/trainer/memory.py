@@ -4,7 +4,8 @@ Three phases of a step compete for memory: rollouts (weights, keys and values), 
 passes of the trainer (a visiting reference), and the update (gradients, activations of one
 micro-batch). Weights and optimizer states are there throughout. The plan takes the largest
 phase. Its numbers follow from the model's configuration and from what the code of this
-package keeps: see :func:`layer_elements`. All sizes are bytes.
+package keeps: see :func:`layer_elements`. Of several processes (FSDP2) it is the plan of the
+first, which also samples. All sizes are bytes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from agent_r1.models.head import CHUNK_BYTES
 from agent_r1.models.load import torch_dtype
 from agent_r1.rollout.engines.embedded_memory import bytes_per_token, device_memory
 from agent_r1.trainer.credit import CreditAssigner
+from agent_r1.trainer.memory_spread import ALONE, Processes, Spread, processes_of, spread_of
 
 PREFILL_CHUNK = 2048
 """Prompt tokens that the embedded engine computes at a time."""
@@ -40,6 +42,8 @@ class Network:
     trained: int
     embedding: int
     """Parameters of the embedding table."""
+    tied: bool
+    """Whether the output layer is the embedding table."""
     hidden: int
     layers: int
     queries: int
@@ -72,6 +76,7 @@ class MemoryPlan:
     device: str
     device_bytes: int
     host_bytes: int
+    processes: Processes = ALONE
 
     def device_need(self, phase: str) -> int:
         return sum(part.device for part in (*self.resident, *self.phases[phase]))
@@ -95,7 +100,9 @@ class MemoryPlan:
 
     def table(self) -> str:
         """For people: every part, the sum of every phase, and the verdict."""
-        lines = ["memory plan (GiB)" + " " * 33 + "device    host"]
+        many = self.processes.total
+        title = "memory plan (GiB)" + (f", first of {many} processes" if many > 1 else "")
+        lines = [f"{title:50s}device    host"]
         lines += [_line(part.name, part.device, part.host) for part in self.resident if _any(part)]
         for name, parts in self.phases.items():
             lines += [_line(f"  {name}: {p.name}", p.device, p.host) for p in parts if _any(p)]
@@ -121,50 +128,64 @@ def plan_memory(
     device_bytes: int | None = None,
     host_bytes: int | None = None,
     policy: Network | None = None,
+    processes: Processes | None = None,
 ) -> MemoryPlan:
     """The plan of a training run on ``device`` (``cuda`` or ``cpu``).
 
-    Sizes that are not given are those of this machine. The model's ``config.json`` is read,
-    its weights are not, unless ``policy`` says its sizes.
+    Sizes that are not given are those of this machine; on a CPU its processes share its memory
+    equally. ``processes`` are by default those of :func:`processes_of`. The model's
+    ``config.json`` is read, its weights are not, unless ``policy`` says its sizes.
     """
     roles = config.actor_rollout_ref
     element = torch_dtype(roles.model.dtype_on(device)).itemsize
+    many = processes_of(config) if processes is None else processes
     if policy is None:
         model = roles.model
         policy = network(config, model.path, model.lora_rank, model.target_modules)
     machine = device_memory(torch.device("cpu"))
     if device_bytes is None:
-        device_bytes = device_memory(torch.device(device))
+        device_bytes = device_memory(torch.device(device)) // (many.local if device == "cpu" else 1)
+    spread = spread_of(many, roles.actor.fsdp_config, roles.actor.optim.offload, device)
     resident = [Part("CUDA and its libraries", CONTEXT_BYTES[device])]
-    resident += _trained("policy", policy, roles.actor.optim, element)
+    resident += _trained("policy", policy, roles.actor.optim, element, spread)
+    if spread and config.actor_rollout_ref.rollout.name != "vllm":
+        resident.append(Part("the engine's copy of the policy", policy.parameters * element))
     forward = [Part("activations and logits", _forward_bytes(config, policy, element, device))]
+    forward += _gathered(policy, spread, element)
     if needs_reference(config) and not (roles.model.lora_rank and roles.ref.path is None):
-        weights = policy.parameters * element
-        if roles.ref.offload and device != "cpu":
-            resident.append(Part("reference, weights", host=weights))
-            forward.append(Part("reference, while it is asked", weights))
-        else:
-            resident.append(Part("reference, weights", weights))
+        visits = roles.ref.offload and device != "cpu"
+        home, visiting = _reference(
+            policy, element, visits, spread_of(many, roles.ref.fsdp_config, visits, device)
+        )
+        resident.append(home)
+        forward += visiting
     if config.algorithm.distillation.teacher:
         teacher = network(config, config.algorithm.distillation.teacher)
         resident.append(Part("teacher, weights", teacher.parameters * element))
     phases = {
         "rollout": _rollout_parts(config, policy, element, device_bytes),
         "log-probabilities": tuple(forward),
-        "policy update": _update_parts(config, policy, element, device),
+        "policy update": _update_parts(config, policy, element, device, spread),
     }
     if CreditAssigner(config.algorithm).needs_values:
-        chosen = config.critic.model
-        critic = network(
-            config, chosen.path or roles.model.path, chosen.lora_rank, chosen.target_modules
+        critic, optim = _critic(config), config.critic.optim
+        spread = spread_of(many, config.critic.model.fsdp_config, optim.offload, device)
+        resident += _trained("critic", critic, optim, element, spread)
+        phases["critic update"] = _update_parts(
+            config, critic, element, device, spread, critic=True
         )
-        critic = replace(critic, vocabulary=0)
-        resident += _trained("critic", critic, config.critic.optim, element)
-        phases["critic update"] = _update_parts(config, critic, element, device, critic=True)
     if roles.rollout.free_cache_engine is False:
         resident += phases["rollout"]  # recorded decode steps keep what they work with
         phases["rollout"] = ()
-    return MemoryPlan(tuple(resident), phases, device, device_bytes, host_bytes or machine)
+    host = host_bytes or machine
+    return MemoryPlan(tuple(resident), phases, device, device_bytes, host, many)
+
+
+def _critic(config: Config) -> Network:
+    """The sizes of the critic: a decoder with a head of one output."""
+    chosen, policy = config.critic.model, config.actor_rollout_ref.model
+    found = network(config, chosen.path or policy.path, chosen.lora_rank, chosen.target_modules)
+    return replace(found, vocabulary=0)
 
 
 def frees_cache(config: Config, device: str) -> bool:
@@ -210,6 +231,7 @@ def network_of(model: Any, rank: int = 0, targets: tuple[str, ...] = ("all-linea
         parameters=parameters + adapters,
         trained=adapters or parameters,
         embedding=table.weight.numel(),
+        tied=head is None or head.weight is table.weight,
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         queries=text.num_attention_heads * dim,
@@ -225,11 +247,23 @@ def network_of(model: Any, rank: int = 0, targets: tuple[str, ...] = ("all-linea
 # --- parts -------------------------------------------------------------------------------
 
 
-def _trained(who: str, net: Network, optim: OptimConfig, element: int) -> list[Part]:
+def _trained(
+    who: str, net: Network, optim: OptimConfig, element: int, spread: Spread | None
+) -> list[Part]:
     """Weights, masters and moments of a network that is trained."""
+    moments = _moment_bytes(net, optim)
+    if spread:
+        exact, moments = 4 * net.parameters // spread.shards, moments // spread.shards
+        if spread.offload:
+            sums = 4 * net.trained // spread.shards
+            everything = spread.local * (exact + moments + sums)
+            return [Part(f"{who}, shards, moments, gradients", host=everything)]
+        return [
+            Part(f"{who}, float32 shards", exact),
+            Part(f"{who}, moments of the shards", moments),
+        ]
     narrow = element < 4
     masters = 4 * net.trained if narrow or optim.offload else 0
-    moments = _moment_bytes(net, optim)
     parts = [Part(f"{who}, weights", net.parameters * element)]
     if optim.offload:
         return [
@@ -237,6 +271,38 @@ def _trained(who: str, net: Network, optim: OptimConfig, element: int) -> list[P
             Part(f"{who}, masters, moments, gradients", host=masters + moments + masters),
         ]
     return [*parts, Part(f"{who}, float32 masters", masters), Part(f"{who}, moments", moments)]
+
+
+def _reference(
+    net: Network, element: int, visits: bool, spread: Spread | None
+) -> tuple[Part, list[Part]]:
+    """Where the reference is, and what it takes besides while it is asked."""
+    weights = net.parameters * element
+    if spread:
+        shards = 4 * net.parameters // spread.shards
+        if spread.offload:
+            return Part("reference, shards", host=spread.local * shards), []
+        return Part("reference, float32 shards", shards), []
+    if visits:
+        return Part("reference, weights", host=weights), [
+            Part("reference, while it is asked", weights)
+        ]
+    return Part("reference, weights", weights), []
+
+
+def _gathered(net: Network, spread: Spread | None, element: int) -> list[Part]:
+    """What a process holds of the others' shards while it computes.
+
+    The embedding table throughout; the layer that computes and the next one, or all of them; an
+    output layer of its own in float32.
+    """
+    if spread is None:
+        return []
+    heads = 1 if net.tied else 2
+    body = net.parameters - heads * net.embedding
+    layers = body if spread.keeps else 2 * body // net.layers
+    head = 0 if net.tied or not net.vocabulary else 4 * net.embedding
+    return [Part("gathered weights", (layers + net.embedding) * element + head)]
 
 
 def _moment_bytes(net: Network, optim: OptimConfig) -> int:
@@ -273,7 +339,13 @@ def layer_elements(net: Network) -> int:
 
 
 def _update_parts(
-    config: Config, net: Network, element: int, device: str, *, critic: bool = False
+    config: Config,
+    net: Network,
+    element: int,
+    device: str,
+    spread: Spread | None,
+    *,
+    critic: bool = False,
 ) -> tuple[Part, ...]:
     """Gradients, and the activations of one micro-batch of as many tokens as are allowed."""
     actor = config.actor_rollout_ref.actor
@@ -294,8 +366,12 @@ def _update_parts(
     head = 0 if critic else _head_bytes(net, tokens, kept, device)
     whole = net.trained == net.parameters
     largest = net.embedding * (4 + element) if whole and not critic else 0
+    sums = 4 * net.trained
+    if spread:
+        sums = 0 if spread.offload else sums // spread.shards
     return (
-        Part("gradients", 4 * net.trained),
+        *_gathered(net, spread, element),
+        Part("gradients", sums),
         Part(f"activations of {tokens:,} tokens", stored * tokens * kept),
         Part("largest operation", max(working * tokens * kept, head + largest)),
     )
@@ -354,6 +430,20 @@ _EIGHT_BIT = {
 }
 _LORA = {"actor_rollout_ref.model.lora_rank": 32, "critic.model.lora_rank": 32}
 _SHORTER = {"actor_rollout_ref.actor.ppo_max_token_len_per_gpu": 8192}
+_OFFLOAD_SHARDS = {
+    "actor_rollout_ref.actor.fsdp_config.param_offload": True,
+    "critic.model.fsdp_config.param_offload": True,
+    "actor_rollout_ref.ref.fsdp_config.param_offload": True,
+}
+_WAYS_OF_SHARDS: tuple[dict[str, Any], ...] = (
+    _CHECKPOINTING,
+    _CHECKPOINTING | _SHORTER,
+    _OFFLOAD_SHARDS,
+    _OFFLOAD_SHARDS | _CHECKPOINTING,
+    _OFFLOAD_SHARDS | _CHECKPOINTING | _SHORTER,
+    _LORA,
+    _LORA | _CHECKPOINTING | _SHORTER,
+)
 _WAYS: tuple[dict[str, Any], ...] = (
     _CHECKPOINTING,
     _CHECKPOINTING | _SHORTER,
@@ -371,7 +461,7 @@ def ways_to_fit(config: Config, plan: MemoryPlan, limit: int = 3) -> Iterator[st
     """Overrides with which the run would fit, those that change the least first."""
     found: list[dict[str, Any]] = []
     critic, reference = CreditAssigner(config.algorithm).needs_values, needs_reference(config)
-    for every in _WAYS:
+    for every in _WAYS if plan.processes.total == 1 else _WAYS_OF_SHARDS:
         way = {
             key: value
             for key, value in every.items()
@@ -385,6 +475,7 @@ def ways_to_fit(config: Config, plan: MemoryPlan, limit: int = 3) -> Iterator[st
             device=plan.device,
             device_bytes=plan.device_bytes,
             host_bytes=plan.host_bytes,
+            processes=plan.processes,
         )
         if other.fits:
             yield f"{other.needed / 2**30:.1f} GiB with {' '.join(as_overrides(way))}"

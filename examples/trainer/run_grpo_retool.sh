@@ -12,7 +12,9 @@
 # Memory: the defaults (Qwen3-4B, all weights trained) run on one card of 80 GB, of which 39 GiB
 # are used, with 60 GiB of the machine's memory for float32 weights and moments. Without that much:
 #   bash run_grpo_retool.sh actor_rollout_ref.model.lora_rank=32
-# `agent-r1 memory` prints the plan of any command. A run is one process on one card.
+# On eight cards of 80 GB the same settings fit, and so do weights and moments on the cards:
+#   bash run_grpo_retool.sh trainer.n_gpus_per_node=8 actor_rollout_ref.actor.optim.offload=false
+# `agent-r1 memory` prints the plan of any command; no plan of several cards was checked on cards.
 set -euo pipefail
 
 MODEL_PATH=${MODEL_PATH:-russwest404/Qwen3-4B-ReTool-SFT}

@@ -223,3 +223,20 @@ def test_a_run_whose_process_is_killed_ends_like_one_that_was_left_alone(
     assert_equal(final_state(whole), final_state(run))
     assert (run / "checkpoints/step-000012/policy/model.safetensors").is_file()
     assert lines(whole, "metrics.jsonl") == lines(run, "metrics.jsonl")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_settings_that_offload_in_one_process_offload_the_shards_of_several(toy_config, tmp_path):
+    """On a CPU it is the same memory; the numbers must be the same, too."""
+    common = ["trainer.n_gpus_per_node=2", "trainer.total_training_steps=2"]
+    common += ["actor_rollout_ref.actor.use_kl_loss=true"]
+    offload = ["actor_rollout_ref.actor.optim.offload=true", "actor_rollout_ref.ref.offload=true"]
+    runs = []
+    for run, settings in (("plain", []), ("offloaded", offload)):
+        folder, process = started(toy_config(*common, *settings, run=run), tmp_path, run)
+        told, _ = process.communicate(timeout=250)
+        assert process.returncode == 0, told
+        runs.append(folder)
+    assert_equal(final_state(runs[0]), final_state(runs[1]))
+    assert lines(runs[0], "metrics.jsonl") == lines(runs[1], "metrics.jsonl")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from agent_r1.config.load import load_config
 from agent_r1.errors import ConfigError
 from agent_r1.trainer import memory
+from agent_r1.trainer.memory_spread import Processes
 
 ROOT = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -111,16 +113,77 @@ def test_advice_fits_when_it_is_taken(qwen):
         assert plan(qwen, "algorithm.adv_estimator=gae", *overrides, gpu=80).fits
 
 
+@pytest.mark.parametrize("cards", [1, 8])
 @pytest.mark.parametrize("name", ["ppo", "grpo", "reinforce_plus_plus"])
-def test_the_run_scripts_fit_one_card_of_80_gb(name, qwen):
-    """An 80 GB card has 79.2 GiB; the machine beside it is taken to have 192 GiB."""
+def test_the_run_scripts_fit_one_card_of_80_gb_and_eight(name, cards, qwen):
+    """An 80 GB card has 79.2 GiB; the machine beside one is taken to have 192 GiB."""
     script = (ROOT / f"examples/trainer/run_{name}_retool.sh").read_text()
     block = re.search(r"settings=\(\n(.*?)\n\)", script, re.S).group(1)
     lines = [re.sub(r"\s+#.*", "", line).strip() for line in block.splitlines()]
     overrides = [line for line in lines if "=" in line and "$" not in line]
     overrides = [line.replace("'", "") for line in overrides]
-    found = plan(qwen, *overrides, host=192)
+    found = plan(qwen, *overrides, f"trainer.n_gpus_per_node={cards}", host=192)
     assert found.fits, found.table()
+
+
+EIGHT = "trainer.n_gpus_per_node=8"
+
+
+def test_eight_processes_share_weights_states_and_gradients(qwen):
+    found = plan(qwen, EIGHT, "actor_rollout_ref.actor.use_kl_loss=true")
+    n = 4_022_468_096
+    assert part(found, "policy, float32 shards").device == 4 * n // 8
+    assert part(found, "policy, moments of the shards").device == n
+    assert part(found, "gradients").device == 4 * n // 8
+    assert part(found, "reference, float32 shards").device == 4 * n // 8
+    assert part(found, "the engine's copy of the policy").device == 2 * n
+    table = 151936 * 2560
+    assert part(found, "gathered weights").device == 2 * (2 * (n - table) // 36 + table)
+    whole = plan(qwen, EIGHT, "actor_rollout_ref.actor.fsdp_config.reshard_after_forward=false")
+    assert part(whole, "gathered weights").device == 2 * n
+    assert "first of 8 processes" in found.table()
+
+
+def test_two_machines_and_copies_within_each(qwen):
+    sixteen = (EIGHT, "trainer.nnodes=2")
+    n = 4_022_468_096
+    assert part(plan(qwen, *sixteen), "policy, float32 shards").device == 4 * n // 16
+    hybrid = plan(qwen, *sixteen, "actor_rollout_ref.actor.fsdp_config.fsdp_size=8")
+    assert part(hybrid, "policy, float32 shards").device == 4 * n // 8
+
+
+@pytest.mark.parametrize(
+    "setting", ["actor.optim.offload=true", "actor.fsdp_config.param_offload=true"]
+)
+def test_offloaded_shards_are_in_the_memory_of_their_machine(qwen, setting):
+    found = plan(qwen, EIGHT, "trainer.nnodes=2", f"actor_rollout_ref.{setting}")
+    each = 4_022_468_096 // 16
+    assert part(found, "policy, shards, moments, gradients").host == 8 * 16 * each
+    assert part(found, "gradients").device == 0
+
+
+def test_the_processes_of_a_job_that_is_running_count(qwen, monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    assert plan(qwen, EIGHT).processes == Processes(4, 2)
+
+
+def test_advice_for_several_processes_names_what_they_can_do(qwen):
+    config = configured(qwen, "algorithm.adv_estimator=gae", "trainer.n_gpus_per_node=2")
+    tight = memory.plan_memory(config, device="cuda", device_bytes=48 * GIB, host_bytes=256 * GIB)
+    assert not tight.fits
+    ways = list(memory.ways_to_fit(config, tight))
+    assert ways and not [way for way in ways if "optim" in way]
+    for way in ways:
+        overrides = re.split(r" with ", way)[1].split()
+        taken = plan(
+            qwen,
+            "algorithm.adv_estimator=gae",
+            "trainer.n_gpus_per_node=2",
+            *overrides,
+            gpu=48,
+        )
+        assert taken.fits
 
 
 def measured(**settings):
@@ -131,14 +194,27 @@ def measured(**settings):
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
     script = Path(__file__).with_name("measure_update.py")
-    done = subprocess.run(
-        [sys.executable, script, json.dumps(settings)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, script, json.dumps(settings)]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment | place)
+        for place in places(settings.get("ranks", 1))
+    ]
+    outputs = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes)
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    return max(found, key=lambda one: one["measured"])
+
+
+def places(ranks):
+    """The environment of each process of a job."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    job = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [job | one for one in own]
 
 
 @pytest.mark.slow
@@ -150,6 +226,9 @@ def measured(**settings):
         {"lora_rank": 8},
         {"lora_rank": 8, "checkpointing": True},
         {"dtype": "bfloat16"},
+        {"ranks": 2, "reshard": True},
+        {"ranks": 2, "reshard": False},
+        {"ranks": 2, "reshard": True, "lora_rank": 8},
     ],
     ids=str,
 )
