@@ -118,3 +118,15 @@ def test_listing_names_does_not_import_torch():
         "ADVANTAGES.names(); POLICY_LOSSES.names(); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_needs_no_import_path_and_a_module_beside_it_is_told_of_the_file_form(
+    tmp_path, monkeypatch
+):
+    file = tmp_path / "cred_of_mine.py"
+    file.write_text("def best(inputs):\n    return 'mine'\n")
+    assert resolve_advantage(f"{file}:best")(None) == "mine"
+    monkeypatch.chdir(tmp_path)
+    assert resolve_advantage("cred_of_mine.py:best")(None) == "mine"
+    with pytest.raises(RegistryError, match=r"A file is given as cred_of_mine\.py:NAME"):
+        resolve_advantage("cred_of_mine:best")

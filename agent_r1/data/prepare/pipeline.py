@@ -379,7 +379,7 @@ def _in_words(cleaned: Cleaned) -> Iterator[str]:
     for name, count in cleaned.overlaps.items():
         yield f"  {count:>7,} questions in common with {name}"
     if repaired := sum(problem.repaired for problem in cleaned.kept):
-        yield f"  {repaired:>7,} kept questions with damaged LaTeX, mended"
+        yield f"  {repaired:>7,} kept questions with damaged LaTeX, repaired"
     yield f"  {len(cleaned.kept):>7,} kept"
 
 

@@ -33,7 +33,7 @@ class Problem:
     answer: str
     extra: Mapping[str, Any] = field(default_factory=dict)
     repaired: bool = False
-    """The question's text had been damaged and was mended."""
+    """The question's text had been damaged and was repaired."""
 
 
 @dataclass(frozen=True, slots=True)
