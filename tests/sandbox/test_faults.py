@@ -250,6 +250,18 @@ def test_a_killed_supervisor_leaves_no_control_group(watched: Watched) -> None:
     assert groups() == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the owner tells only where slots have users")
+def test_no_process_beside_a_program_can_be_looked_into(watched: Watched) -> None:
+    """What is not dumpable belongs to whom it was executed as, not to whom it became."""
+    watched.run("print(1)")
+    slots = children(watched.zygote)
+    inside = [pid for slot in slots for pid in (slot, *children(slot))]
+    assert len(inside) >= 3, "forker, keeper and init"
+    for pid in inside:
+        user = int(Path(f"/proc/{pid}/status").read_text().partition("Uid:")[2].split()[0])
+        assert os.stat(f"/proc/{pid}/environ").st_uid != user
+
+
 INTERRUPTED = """
     import os, signal, threading
     from agent_r1.sandbox import EmbeddedExecutor, RunRequest

@@ -28,6 +28,7 @@ def prepare(place: Place) -> mmap.mmap:
     """What forker and init share; the page tells whether a child reached the program."""
     if place.own_namespaces:
         program.open_score()
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
     linux.drop_bounding_set()
     rules = None
     if place.readable is not None:

@@ -63,7 +63,7 @@ def main(
         _mount_proc()
     else:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
-    if place.user is None and place.own_namespaces:
+    if place.own_namespaces:
         linux.prctl(linux.PR_SET_DUMPABLE, 0)  # keeps its /proc entries from the program
     own = place.own_namespaces
     linux.install_seccomp(seccomp.build_filter(own_network=own, own_processes=own))
