@@ -142,7 +142,7 @@ class RunFolder:
             self._health.add(line)
         self._record.continue_from(step, self._changes)
         changed = [f"  {change}" for change in self._changes]
-        said = f", from here on with {len(changed)} changed settings:" if changed else ""
+        said = f", from here on with {_settings(len(changed))}:" if changed else ""
         self.announce("\n".join([f"continuing after step {step}{said}", *changed]))
 
     def expect(self, total_steps: int) -> None:
@@ -225,6 +225,10 @@ class RunFolder:
                     f"{file.path} cannot be written ({error.strerror}): records are missing there. "
                     "Training goes on; free some disk space."
                 )
+
+
+def _settings(count: int) -> str:
+    return "1 changed setting" if count == 1 else f"{count} changed settings"
 
 
 def archive(folder: Path) -> Path | None:

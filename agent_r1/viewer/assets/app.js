@@ -50,7 +50,7 @@ function App() {
     "d": ["dark or light", () => setTheme(dark ? "light" : "dark")],
   });
 
-  if (!shared.runs) return html`<main class="wait"><${Problem} error=${shared.error} />${!shared.error && "Reading the runs …"}</main>`;
+  if (!shared.runs) return html`<${Waiting} error=${shared.error} listed=${!place} />`;
   const View = place ? VIEWS[place] : route.path[0] === "alerts" ? Alerts : Runs;
   const count = shared.runs.reduce((sum, each) => sum + each.findings.length, 0);
   return html`<${Shared.Provider} value=${{...shared, theme: dark ? "dark" : "light"}}>
@@ -79,6 +79,12 @@ function App() {
     <${News} />
     ${help && html`<${Help} onClose=${() => setHelp(false)} />`}
   <//>`;
+}
+
+// The frame before the runs are known.
+function Waiting({error, listed}) {
+  return html`<header class="bar"><a class="brand" href="#/">Agent-R1</a><nav aria-label="Views"><a href="#/" aria-current=${listed ? "page" : null}>Runs</a></nav></header>
+    <main>${listed && html`<h1>Runs</h1>`}<${Problem} error=${error} />${!error && html`<p class="note" role="status">Reading the runs …</p>`}</main>`;
 }
 
 // The run that a reader means who has chosen none: one that trains, else the last that did.
