@@ -169,7 +169,7 @@ async def _ours(job: Job) -> Did:
 # --- TRL ---------------------------------------------------------------------------------------
 
 
-async def look_up(question: str) -> str:
+async def look_up(question: str):  # a return type would be part of the prompt
     """
     Look something up.
 
