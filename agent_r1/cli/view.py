@@ -44,7 +44,8 @@ agent-r1 view runs/my/run --export wrong.html --step 40 --wrong
     type=click.IntRange(min=1),
     default=200,
     show_default=True,
-    help="Export at most this many, the last ones.",
+    help="Export at most this many: of the first and last step, the best and worst groups; with a "
+    "choice below, the last ones that fit.",
 )
 @click.option("--step", type=int, help="Export this step only.")
 @click.option("--split", type=click.Choice(["train", "val"]), help="Export this split only.")

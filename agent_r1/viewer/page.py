@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +27,11 @@ _PLACE = "/*DATA*/"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which trajectories of a file to show: the last ``most`` of those that fit."""
+    """Which trajectories of a file to show, at most ``most``.
+
+    Where something is asked for, the last of those that fit. Otherwise what tells how the run
+    went: see :func:`_story`.
+    """
 
     most: int = 200
     step: int | None = None
@@ -35,6 +39,11 @@ class Choice:
     outcome: str | None = None
     wrong: bool = False
     """Only those with a reward of 0 or less, or without any."""
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked for."""
+        return self != Choice(self.most)
 
     def fits(self, stored: StoredTrajectory) -> bool:
         trajectory = stored.trajectory
@@ -56,13 +65,17 @@ def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None
         DataError: there is no such file, it is damaged, or no trajectory fits ``choice``.
     """
     file = trajectories_file(source)
+    groups: dict[_Group, list[float | None]] = defaultdict(list)
     chosen: deque[StoredTrajectory] = deque(maxlen=choice.most)
-    groups: dict[tuple[str, int, str], list[float]] = defaultdict(list)
     for stored in read_stored(file):
-        if stored.trajectory.reward is not None:
-            groups[_group(stored)].append(stored.trajectory.reward.value)
-        if choice.fits(stored):
+        reward = stored.trajectory.reward
+        groups[_group(stored)].append(None if reward is None else reward.value)
+        if choice.asks and choice.fits(stored):
             chosen.append(stored)
+    reasons: dict[_Group, str] = {}
+    if not choice.asks:
+        reasons = _story(groups, choice.most)
+        chosen.extend(stored for stored in read_stored(file) if _group(stored) in reasons)
     if not chosen:
         raise DataError(f"no trajectory of {file} is what was asked for")
     spelling = None if tokenizer is None else Spelling(tokenizer)
@@ -70,7 +83,9 @@ def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None
         "title": str(file.parent.resolve().name),
         "tokens": spelling is not None,
         "trajectories": [
-            _shown(stored, groups[_group(stored)], spelling) for stored in reversed(chosen)
+            _shown(stored, groups[_group(stored)], spelling)
+            | {"chosen": reasons.get(_group(stored))}
+            for stored in reversed(chosen)
         ],
     }
     template = files("agent_r1.viewer").joinpath("page.html").read_text(encoding="utf-8")
@@ -80,13 +95,57 @@ def write_page(source: Path, target: Path, choice: Choice, tokenizer: Any = None
     return len(chosen)
 
 
-def _group(stored: StoredTrajectory) -> tuple[str, int, str]:
+_Group = tuple[str, int, str]
+"""Name, step and split."""
+
+
+def _group(stored: StoredTrajectory) -> _Group:
     return stored.trajectory.group_id, stored.step, stored.split
 
 
+def _story(groups: Mapping[_Group, Sequence[float | None]], most: int) -> dict[_Group, str]:
+    """Whole groups that tell how a run went, and why each of them was chosen.
+
+    A quarter of ``most`` trajectories each: groups of the first and of the last step, and of the
+    others those with the highest and the lowest mean reward, the later one where they are equal.
+    Of training, where there is any. What is left goes to the last groups.
+    """
+    splits = {split for _, _, split in groups}
+    split = "train" if "train" in splits or len(splits) != 1 else splits.pop()
+    steps = sorted({step for _, step, own in groups if own == split})
+    mean = {group: fmean(found) for group, values in groups.items() if (found := _known(values))}
+    between = [g for g in mean if g[2] == split and g[1] in steps[1:-1]]
+    latest = list(groups)[::-1]
+    candidates: dict[str, list[_Group]] = {
+        "first step": [g for g in groups if _step(g) == steps[0] and g[2] == split],
+        "last step": [g for g in groups if _step(g) == steps[-1] and g[2] == split],
+        "best group": sorted(between, key=lambda g: (-mean[g], -_step(g))),
+        "worst group": sorted(between, key=lambda g: (mean[g], -_step(g))),
+        "among the last": latest,
+    }
+    reasons: dict[_Group, str] = {}
+    used = 0
+    for number, (reason, candidates_of) in enumerate(candidates.items(), 1):
+        for group in candidates_of:
+            size = len(groups[group])
+            if group not in reasons and used + size <= most * min(number, 4) // 4:
+                reasons[group] = reason
+                used += size
+    return reasons or {latest[0]: "among the last"}
+
+
+def _step(group: _Group) -> int:
+    return group[1]
+
+
+def _known(values: Sequence[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
 def _shown(
-    stored: StoredTrajectory, siblings: Sequence[float], spelling: Spelling | None
+    stored: StoredTrajectory, members: Sequence[float | None], spelling: Spelling | None
 ) -> dict[str, Any]:
+    siblings = _known(members)
     trajectory = stored.trajectory
     reward, task = trajectory.reward, trajectory.task
     return {

@@ -104,13 +104,53 @@ def test_the_last_that_fit_are_chosen(tmp_path):
         shown = read(tmp_path / "page.html")["trajectories"]
         return [t["turns"][0]["pieces"][0][0] for t in shown]
 
-    assert texts(most=3) == ["5 val", "5 train", "4 val"]
+    assert texts(most=3, wrong=True) == ["4 val", "4 train", "2 val"]
     assert texts(step=2) == ["2 val", "2 train"]
     assert texts(split="val", wrong=True) == ["4 val", "2 val", "0 val"]
     with pytest.raises(DataError, match="no trajectory"):
         texts(step=9)
     with pytest.raises(DataError, match="no trajectory"):
         texts(outcome="engine_error")
+
+
+def grouped(mean, step, name):
+    """A group of two with this mean of rewards."""
+    return [
+        (step, "train", replace(scored([f"{step} {name}"], value), group_id=name))
+        for value in (mean - 0.25, mean + 0.25)
+    ]
+
+
+def chosen_of(folder, tmp_path, **choice):
+    write_page(folder, tmp_path / "page.html", Choice(**choice))
+    shown = read(tmp_path / "page.html")["trajectories"]
+    return [(t["turns"][0]["pieces"][0][0], t["chosen"]) for t in shown]
+
+
+def test_where_nothing_is_asked_for_the_page_tells_how_the_run_went(tmp_path):
+    means = {(0, "a"): 0.5, (0, "b"): 0.5, (1, "c"): 0.9, (1, "d"): 0.2}
+    means |= {(2, "e"): 0.9, (2, "f"): 0.3, (3, "g"): 0.6, (3, "h"): 0.7}
+    rows = [row for (step, name), mean in means.items() for row in grouped(mean, step, name)]
+    held_out = [(3, "val", scored(["3 val"], 1.0))] * 4
+    folder = stored(tmp_path, rows + held_out)
+    assert chosen_of(folder, tmp_path, most=8) == [
+        *[("3 g", "last step")] * 2,
+        *[("2 e", "best group")] * 2,
+        *[("1 d", "worst group")] * 2,
+        *[("0 a", "first step")] * 2,
+    ]
+    everything = chosen_of(folder, tmp_path)
+    assert len(everything) == len(rows + held_out)
+    assert {reason for text, reason in everything if text == "3 val"} == {"among the last"}
+
+
+def test_an_evaluation_has_no_training_to_tell_of(tmp_path):
+    rows = [(0, "val", replace(scored([f"{i}"], i % 2), group_id=f"{i}")) for i in range(8)]
+    folder = stored(tmp_path, rows)
+    assert len(chosen_of(folder, tmp_path, most=4)) == 4
+    big = [(0, "val", replace(scored(["x"], 1.0), group_id="one")) for _ in range(9)]
+    (tmp_path / "big").mkdir()
+    assert len(chosen_of(stored(tmp_path / "big", big), tmp_path, most=4)) == 4
 
 
 def test_the_average_of_a_group_counts_siblings_that_are_not_shown(tmp_path):
