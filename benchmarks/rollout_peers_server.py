@@ -1,4 +1,4 @@
-"""What the vLLM server of ``rollout_peers.py`` samples: two tool calls and an answer.
+"""What the vLLM server of ``rollout.py`` samples: two tool calls and an answer.
 
 vLLM loads :class:`Script` with ``--logits-processors``. It leaves one token of each row possible,
 the next one of the call, or of the answer after :data:`CALLS` tool responses, so that all systems

@@ -1,4 +1,4 @@
-"""The tasks and the harness of ``rollout_peers.py`` as a package of verifiers.
+"""The tasks and the harness of ``rollout.py`` as a package of verifiers.
 
 verifiers lets a harness run its loop in its own process if every model call goes through the
 interception server of the rollout (``verifiers.v1.Harness.launch``). The packaged harness

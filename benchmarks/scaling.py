@@ -25,7 +25,7 @@ MEASURED = {
     "decode_ms": ((64, 8.2), (256, 18.6)),  # gpu.md: milliseconds a step by sequences
     "program_s": 0.0024,  # sandbox_throughput.md: processor time of a short program
     "heavy_program_s": 0.0144,  # sandbox_throughput.md: sympy
-    "request_s": 0.004,  # rollout_scale.md: processor time of the trainer per vLLM request
+    "request_s": 0.09e-3,  # rollout_scale.md: processor time of the trainer per vLLM request
     "write_bytes_s": 538e6 / 0.19,  # rollout_scale.md: a version written over an older one
     "embedded_step_s": 5.3 / 40_000,  # docs/scaling.md: the controller with scripted engines
 }
@@ -53,7 +53,6 @@ class Case:
     spread: float = 0.8
     share: float = 0.5
     """Of the GPUs that train; the others sample."""
-    controllers: int = 1
     broadcast: bool = False
     """Weights over the GPUs' links in place of a file on a shared folder."""
     heavy: float = 0.1
@@ -147,7 +146,7 @@ class World:
         self.case = case
         self.random = random.Random(seed)
         self.env = simpy.Environment()
-        self.controller = simpy.Resource(self.env, case.controllers)
+        self.controller = simpy.Resource(self.env, 1)
         cores = math.ceil(case.gpus / 8) * ASSUMED["cores_per_node"]
         self.sandbox = simpy.Resource(self.env, cores)
         self.replicas = [Replica(self.env) for _ in range(case.replicas)]
@@ -171,7 +170,8 @@ class World:
         mu = math.log(case.tokens) - case.spread**2 / 2
         total = 0.0
         for turn in range(case.turns):
-            yield from self.held("controller", self.controller, MEASURED["request_s"])
+            turn_s = MEASURED["embedded_step_s"] + MEASURED["request_s"]
+            yield from self.held("controller", self.controller, turn_s)
             tokens = min(4000.0, chance.lognormvariate(mu, case.spread))
             fresh = 400.0 if turn == 0 else 200.0
             yield replica.generate(tokens, fresh)
@@ -327,14 +327,12 @@ def scripted_s(trajectories: int, turns: int) -> float:
 
 def sweep(gpus: list[int]) -> list[dict]:
     """Staleness on the design as it is, then with one limit after the other taken away."""
-    wide = {"controllers": 16}
     ways = [
         ("as it is, staleness 0", {"staleness": 0}),
         ("as it is, staleness 1", {"staleness": 1}),
         ("as it is, staleness 2", {"staleness": 2}),
-        ("16 controllers, staleness 1", {"staleness": 1, **wide}),
-        ("and weights broadcast", {"staleness": 1, **wide, "broadcast": True}),
-        ("and 4 times the batch", {"staleness": 1, **wide, "broadcast": True, "prompts": 512}),
+        ("weights broadcast, staleness 1", {"staleness": 1, "broadcast": True}),
+        ("and 4 times the batch", {"staleness": 1, "broadcast": True, "prompts": 512}),
     ]
     rows = []
     for name, options in ways:
