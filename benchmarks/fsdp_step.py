@@ -156,12 +156,14 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     seconds = {system: found["seconds"] for system, found in summary.items()}
     ratios = {}
     if PEER in summary:
-        peer, ours = summary[PEER], summary["two"]
-        ratios = {
-            "speed_over_trl": ours["tokens_per_second"] / peer["tokens_per_second"],
-            "cpu_over_trl": peer["cpu_seconds"] / ours["cpu_seconds"],
-            "memory_of_trl": ours["peak_gib"] / peer["peak_gib"],
-        }
+        peer = summary[PEER]
+        for system, key in (("two", ""), ("once", "_once")):
+            ours = summary[system]
+            ratios |= {
+                f"speed_over_trl{key}": ours["tokens_per_second"] / peer["tokens_per_second"],
+                f"cpu_over_trl{key}": peer["cpu_seconds"] / ours["cpu_seconds"],
+                f"memory_of_trl{key}": ours["peak_gib"] / peer["peak_gib"],
+            }
     return {
         "shape": options.shape,
         "tokens": tokens,
@@ -214,11 +216,13 @@ def main() -> None:
     for name, key in (("gathered twice a micro-batch", ""), ("gathered once", "_once")):
         seconds, cpu = found[f"speed_up{key}"], found[f"cpu_speed_up{key}"]
         print(f"two ranks, {name}, against one {seconds:.2f}x, in CPU seconds {cpu:.2f}x")
-    if PEER in found:
-        print(
-            f"two ranks against TRL {found['speed_over_trl']:.2f}x, "
-            f"in CPU seconds {found['cpu_over_trl']:.2f}x, {found['memory_of_trl']:.2f}x its memory"
-        )
+        if PEER in found:
+            seconds, cpu = found[f"speed_over_trl{key}"], found[f"cpu_over_trl{key}"]
+            memory = found[f"memory_of_trl{key}"]
+            print(
+                f"two ranks, {name}, against TRL {seconds:.2f}x, in CPU seconds {cpu:.2f}x, "
+                f"{memory:.2f}x its memory"
+            )
     print(f"load of the machine {found['load_before']:.1f} before, {found['load_after']:.1f} after")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")
