@@ -42,6 +42,8 @@ class _OnlyMetadata(pickle.Unpickler):
     """Unpickles what such a checkpoint's ``.metadata`` consists of, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if module == "pathlib._local":  # where Python 3.13 keeps the classes of pathlib
+            module = "pathlib"
         # Types of torch are looked up as torch.float32 and the like.
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if module in _DCP_MODULES or (module, name) in _DCP_NAMES or is_dtype:

@@ -311,6 +311,18 @@ def start(version: int, folder: Path, level: str) -> "subprocess.Popen[str]":
     )
 
 
+def left_after_a_run(host: "subprocess.Popen[str]", pids: list[int]) -> list[int]:
+    """What a dead tier left is ended when the tier is next needed and found dead.
+
+    The first run after a kill may still be taken by a slot that does not know of it.
+    """
+    assert host.stdin is not None and host.stdout is not None
+    host.stdin.write("run\n")
+    host.stdin.flush()
+    assert host.stdout.readline() == "1\n"
+    return alive(pids)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can show others its interpreter")
 @pytest.mark.parametrize("level", ["strict", "landlock"])
 @pytest.mark.parametrize("version", [1, 2])
@@ -332,10 +344,7 @@ def test_nothing_stays_frozen_whatever_is_killed(
             os.kill(told[victim], signal.SIGKILL)
         left = f"agent-r1-{told['host']}-*"
         if "host" not in victims:
-            host.stdin.write("run\n")  # what a dead tier left is ended when it is next needed
-            host.stdin.flush()
-            assert host.stdout.readline() == "1\n"
-            assert wait_until(lambda: not alive(told["held"])), "killed, and yet not ended"
+            assert wait_until(lambda: not left_after_a_run(host, told["held"])), "still there"
             host.kill()
         host.wait()
 

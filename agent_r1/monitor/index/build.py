@@ -292,6 +292,7 @@ def _open(path: Path) -> sqlite3.Connection:
                 return db
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError) or attempt == 2:
+                db.close()
                 raise DataError(f"{path} cannot be opened ({error}); delete it") from error
         db.close()
         for suffix in ("", "-wal", "-shm"):
