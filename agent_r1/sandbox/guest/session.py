@@ -20,7 +20,7 @@ from typing import NoReturn
 from agent_r1.sandbox.guest import linux, messages, processes, program
 from agent_r1.sandbox.guest.freezer import Freezer
 
-_HOLD_SECONDS = 1.0
+_HOLD_SECONDS = 3.0
 """How long the processes of a session may take to stand still; then the session is ended."""
 _QUIET_LOOKS = 2
 """Looks in a row that must find all of them stopped: one that was still running at the first

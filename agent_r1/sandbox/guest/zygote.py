@@ -82,8 +82,10 @@ def _fork_slot(
 ) -> None:
     """Fork a slot and write the user id maps that it cannot write for itself."""
     ours, theirs = socket.socketpair()
+    zygote = os.getpid()
     child = os.fork()
     if child == 0:
+        _end_with(zygote)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         ours.close()
         control.close()
@@ -154,10 +156,18 @@ def _start_plain(place: init.Place, box: _Box, channel: socket.socket) -> NoRetu
 
 def _fork_guarded() -> bool:
     """Fork a child that ends with this process. True in the child."""
+    parent = os.getpid()
     if os.fork():
         return False
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with(parent)
     return True
+
+
+def _end_with(parent: int) -> None:
+    """Have this process killed when its parent ends, which it may have done already."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() not in (parent, 0):  # 0: the parent is outside of this process namespace
+        os._exit(1)
 
 
 def _report_failure(channel: socket.socket, function: Callable[[], NoReturn]) -> NoReturn:
