@@ -18,6 +18,7 @@ import contextlib
 import os
 import sqlite3
 import time
+import weakref
 from collections.abc import Generator, Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -56,6 +57,7 @@ class IndexFile:
         self._source = source
         self._environment = environment
         self._db = _open(path)
+        weakref.finalize(self, self._db.close)
         self._text = TextIndex(self._db)
         self._names = {kind: dict[str, int]() for kind in NAMED}
         self._cuts = -1
