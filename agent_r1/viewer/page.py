@@ -110,12 +110,13 @@ def _story(groups: Mapping[_Group, Sequence[float | None]], most: int) -> dict[_
     others those with the highest and the lowest mean reward, the later one where they are equal.
     Of training, where there is any. What is left goes to the last groups.
     """
-    splits = {split for _, _, split in groups}
-    split = "train" if "train" in splits or len(splits) != 1 else splits.pop()
+    if not groups:
+        return {}
+    latest = list(groups)[::-1]
+    split = "train" if any(own == "train" for _, _, own in groups) else latest[0][2]
     steps = sorted({step for _, step, own in groups if own == split})
     mean = {group: fmean(found) for group, values in groups.items() if (found := _known(values))}
-    between = [g for g in mean if g[2] == split and g[1] in steps[1:-1]]
-    latest = list(groups)[::-1]
+    between = [g for g in mean if g[2] == split and steps[0] < _step(g) < steps[-1]]
     candidates: dict[str, list[_Group]] = {
         "first step": [g for g in groups if _step(g) == steps[0] and g[2] == split],
         "last step": [g for g in groups if _step(g) == steps[-1] and g[2] == split],

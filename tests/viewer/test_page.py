@@ -153,6 +153,14 @@ def test_an_evaluation_has_no_training_to_tell_of(tmp_path):
     assert len(chosen_of(stored(tmp_path / "big", big), tmp_path, most=4)) == 4
 
 
+def test_nothing_stored_is_an_error_and_several_held_out_splits_are_none(tmp_path):
+    with pytest.raises(DataError, match="no trajectory"):
+        write_page(stored(tmp_path, []), tmp_path / "page.html", Choice())
+    (tmp_path / "two").mkdir()
+    rows = [(0, split, scored([split], 1.0)) for split in ("val", "test")]
+    assert len(chosen_of(stored(tmp_path / "two", rows), tmp_path)) == 2
+
+
 def test_the_average_of_a_group_counts_siblings_that_are_not_shown(tmp_path):
     siblings = [scored(["a"], value) for value in (1.0, 0.0, 0.5)]
     folder = stored(tmp_path, [(1, "train", t) for t in siblings])
