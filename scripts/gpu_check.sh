@@ -90,8 +90,8 @@ check() { # STAGE SECONDS
 gpu_tests=$(grep -rlE "mark\.gpu" tests --include="test_*.py")
 stage environment 20 bash -c environment
 if [ $profile = full ]; then
-    timeout 150 "$python" -m agent_r1 quickstart trainer.default_local_dir="$scratch/quickstart" \
-        >"$scratch/quickstart.log" 2>&1 &
+    timeout $([ -z "$rehearse" ] && echo 150 || echo 900) "$python" -m agent_r1 quickstart \
+        trainer.default_local_dir="$scratch/quickstart" >"$scratch/quickstart.log" 2>&1 &
     quickstart=$!
 fi
 stage tests 110 "$python" -m pytest -q -m "gpu and not slow" -W default -p no:cacheprovider \
