@@ -7,8 +7,9 @@ Starts ``agent-r1 view`` and Chromium on a run that is indexed already, ``--roun
 tells medians and the slowest, in milliseconds. ``first paint`` counts from the request for the
 page until anything is painted, ``table of runs`` until its rows are, ``rows`` until the first
 trajectories stand there. A question counts from the choice in the page until its rows are drawn;
-for text the page first waits 200 ms for more letters, which is included. ``--against`` takes
-turns with another checkout. Needs Chromium (``CHROMIUM`` names it) and ``agent-r1[browser]``.
+a text comes at once, as if it were pasted, and then typed, a letter every 120 ms, which counts from
+its last letter, with all that the page waits for more of them. ``--against`` takes turns with
+another checkout. Needs Chromium (``CHROMIUM`` names it) and ``agent-r1[browser]``.
 """
 
 from __future__ import annotations
@@ -31,28 +32,45 @@ QUESTIONS = {
     "order by reward too": ("select", "Order", "reward true"),
     "text of all too": ("#find-text", "", "ubiquitous"),
     "text of 1,000 too": ("#find-text", "", "needle3"),
+    "typed, text of all": ("typed", "", "problem"),
+    "typed, text of 1,000": ("typed", "", "needle7"),
 }
+LETTER_MS = 120
+"""From one letter to the next: 100 words a minute."""
+PAUSE_MS = 1000
+"""Before a text, so that it is no continuation of the one before."""
 
-ASK = """([kind, label, value]) => new Promise(done => {
-  const named = each => each.firstChild?.textContent === label;
-  const field = kind === "select"
-    ? [...document.querySelectorAll(".filters label")].find(named).querySelector("select")
-    : document.querySelector(kind);
+ASK = """async ([kind, label, value, pause]) => {
+  const named = each => each.firstChild?.textContent === label, isText = kind !== "select";
+  const field = isText ? document.querySelector("#find-text")
+    : [...document.querySelectorAll(".filters label")].find(named).querySelector("select");
+  const put = text => {
+    field.value = text;
+    field.dispatchEvent(new Event(isText ? "input" : "change", {bubbles: true}));
+  };
+  if (kind === "typed") {
+    for (let end = 1; end < value.length; end++) {
+      put(value.slice(0, end));
+      await new Promise(next => setTimeout(next, pause));
+    }
+  }
   const asked = performance.getEntriesByType("resource").length;
   const began = performance.now();
-  field.value = value;
-  field.dispatchEvent(new Event(kind === "select" ? "change" : "input", {bubbles: true}));
-  const look = () => {
-    const entries = performance.getEntriesByType("resource").slice(asked);
-    const answer = entries.find(each => each.name.includes("api/trajectories"));
-    if (!answer) return requestAnimationFrame(look);
-    requestAnimationFrame(() => requestAnimationFrame(() => done({
-      page: performance.now() - began, server: answer.duration,
-      total: document.querySelector(".find [role=status] strong").textContent,
-    })));
-  };
-  look();
-})"""
+  put(value);
+  const fits = each => each.name.includes("api/trajectories") &&
+    (!isText || new URL(each.name).searchParams.get("text") === value);
+  return new Promise(done => {
+    const look = () => {
+      const answer = performance.getEntriesByType("resource").slice(asked).find(fits);
+      if (!answer) return requestAnimationFrame(look);
+      requestAnimationFrame(() => requestAnimationFrame(() => done({
+        page: performance.now() - began, server: answer.duration,
+        total: document.querySelector(".find [role=status] strong").textContent,
+      })));
+    };
+    look();
+  });
+}"""
 
 KEY = """fetch("api/runs").then(answer => answer.json())
   .then(({runs}) => runs.findLast(run => run.has_trajectories).key)"""
@@ -144,7 +162,9 @@ def visit(page: Any, address: str, taken: dict[str, list[float]], told: dict[str
     page.wait_for_selector(".row")
     taken["rows"].append(page.evaluate(SEEN)["rows"])
     for name, question in QUESTIONS.items():
-        answer = page.evaluate(ASK, list(question))
+        if question[0] != "select":
+            page.wait_for_timeout(PAUSE_MS)
+        answer = page.evaluate(ASK, [*question, LETTER_MS])
         taken[name].append(answer["page"])
         taken[f"{name}, server"].append(answer["server"])
         told.setdefault("found", {})[name] = answer["total"]

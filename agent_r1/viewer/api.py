@@ -5,14 +5,17 @@ Errors are ``{"error": sentence}`` with status 404 (no such run or trajectory) o
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import fields
 from statistics import fmean, pstdev
 from typing import Any
+from weakref import WeakValueDictionary
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
@@ -32,6 +35,8 @@ MOST_ROWS = 500
 _GROUP_ROWS = 4096
 _QUESTIONS = 64
 """Groups whose question is read from the record; the others show their task's name."""
+_NOBODY_WAITS = 499
+"""Status of an answer that is sent to nobody: the client has closed its connection."""
 Handler = Callable[[Request], Any]
 
 
@@ -49,7 +54,6 @@ class Api:
             "run": self.run,
             "metrics": self.metrics,
             "meanings": self.meanings,
-            "trajectories": self.trajectories,
             "trajectory": self.trajectory,
             "tokens": self.tokens,
             "around": self.around,
@@ -58,7 +62,8 @@ class Api:
             "interval": self.interval,
         }
         made = [Route(f"/api/{name}", _answering(handler)) for name, handler in handlers.items()]
-        return [*made, Route("/api/copy", self.copy)]
+        searches = Route("/api/trajectories", _in_turn(self.trajectories))
+        return [*made, searches, Route("/api/copy", self.copy)]
 
     def pulse(self, request: Request) -> Any:
         """A mark for each run that changes when the run has written something."""
@@ -202,6 +207,24 @@ def _answering(handler: Handler) -> Callable[[Request], Response]:
             return _json({"error": str(error)}, 400)
 
     return answer
+
+
+def _in_turn(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
+    """Like :func:`_answering`, but the questions about a run are answered one after the other.
+
+    They would wait for its index anyway. A page that asks while its reader types closes the
+    connection of what it asked before; such a question, when its turn comes, is left out.
+    """
+    answer = _answering(handler)
+    turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def wait(request: Request) -> Response:
+        async with turns.setdefault(request.query_params.get("run", ""), asyncio.Lock()):
+            if await request.is_disconnected():
+                return Response(status_code=_NOBODY_WAITS)
+            return await run_in_threadpool(answer, request)
+
+    return wait
 
 
 def _json(value: Any, status: int = 200) -> Response:

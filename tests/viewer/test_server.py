@@ -5,7 +5,9 @@ import json
 import posixpath
 import re
 import socket
+import threading
 from dataclasses import replace
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -21,6 +23,7 @@ from agent_r1.monitor.jsonl import JsonlFile
 from agent_r1.monitor.tokens import TokenRecord
 from agent_r1.testing import byte_tokenizer, make_trajectory
 from agent_r1.types import Completion, Finish, Outcome, Reward, Task, Turn
+from agent_r1.viewer.api import Api
 from agent_r1.viewer.catalog import Catalog
 from agent_r1.viewer.server import Server, make_app, serve
 
@@ -441,3 +444,42 @@ def test_the_runs_come_with_the_marks_of_before_they_were_read(web, run):
     after = ask(web, "runs")
     assert after["pulse"] != before["pulse"]
     assert after["runs"][0]["step"] == 99 and after["runs"][0]["reward"] == 0.125
+
+
+def test_a_search_that_nobody_waits_for_any_more_is_left_out(run, monkeypatch):
+    """While one is answered, three come, of which the first two are given up: a typed word."""
+    answered, going, go_on = [], threading.Event(), threading.Event()
+    find = Api.trajectories
+
+    def slow(self, request):
+        answered.append(request.query_params["text"])
+        going.set()
+        assert go_on.wait(30)
+        return find(self, request)
+
+    monkeypatch.setattr(Api, "trajectories", slow)
+    with Server(Catalog([run])) as server:
+        token = server.address.partition("?")[2]
+        with httpx.Client(base_url=server.address.partition("?")[0], timeout=30) as web:
+            key = web.get(f"/?{token}") and web.get("/api/runs").json()["runs"][0]["key"]
+            cookie = "; ".join(f"{name}={value}" for name, value in web.cookies.items())
+        host = urlsplit(server.address).netloc
+
+        def asked(text):
+            connection = socket.create_connection(host.split(":"))
+            lines = f"GET /api/trajectories?run={key}&text={text} HTTP/1.1\r\nHost: {host}\r\n"
+            connection.sendall(f"{lines}Cookie: {cookie}\r\nConnection: close\r\n\r\n".encode())
+            return connection
+
+        first = asked("r")
+        assert going.wait(30)
+        for text in ("ri", "rig"):
+            asked(text).close()
+        last = asked("righ")
+        # The server has seen what came before when it answers what came after.
+        assert httpx.get(server.address, timeout=30).status_code == 200
+        go_on.set()
+        for connection in (first, last):
+            with connection, connection.makefile("rb") as answer:
+                assert b"200" in answer.readline()
+    assert answered == ["r", "righ"]

@@ -2,8 +2,8 @@
 import {createContext, useContext, useEffect, useRef, useState} from "./core.js";
 import {legible} from "./text.js";
 
-export async function get(name, params = {}) {
-  const answer = await fetch("api/" + name + search(params));
+export async function get(name, params = {}, signal = undefined) {
+  const answer = await fetch("api/" + name + search(params), {signal});
   const body = await answer.json().catch(() => ({error: `the server answered ${answer.status}`}));
   if (!answer.ok) throw new Error(body.error || `the server answered ${answer.status}`);
   return body;
@@ -32,13 +32,17 @@ const PENDING_MS = 500;
 // {data, error}: the answer, and the one before while a new one is under way. `mark` asks anew
 // when it changes, and so does an answer that says that more is being read; without a name nothing
 // is asked. An answer to an earlier mark is shown until that of a later one comes: a run may write
-// faster than the server answers.
+// faster than the server answers. What is asked under another name or with other parameters takes
+// the place of what is under way, which the server need not answer any more.
 export function useData(name, params = {}, mark = "") {
   const [state, setState] = useState({data: null, error: null, key: ""});
   const key = name && JSON.stringify([name, params]);
   const latest = useRef({});
-  if (latest.current.key !== key) latest.current = {key, asked: 0, answered: 0};
-  useEffect(() => () => { latest.current = {}; }, []);
+  if (latest.current.key !== key) {
+    latest.current.stop?.abort();
+    latest.current = {key, asked: 0, answered: 0, stop: new AbortController()};
+  }
+  useEffect(() => () => { latest.current.stop?.abort(); latest.current = {}; }, []);
   useEffect(() => {
     if (!name) return undefined;
     let timer = 0;
@@ -49,7 +53,7 @@ export function useData(name, params = {}, mark = "") {
         mine.answered = number;
         take(value);
       };
-      get(name, params).then(
+      get(name, params, mine.stop.signal).then(
         answered(data => {
           setState({data, error: null, key});
           if (data.pending > 0 && number === mine.asked) timer = setTimeout(ask, PENDING_MS);

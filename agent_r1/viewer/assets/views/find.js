@@ -7,6 +7,7 @@ import {Empty, Problem, Reward, trajectoryLink} from "../lib/parts.js";
 import {go, link} from "../lib/route.js";
 import {useStored} from "../lib/store.js";
 import {Line, legible} from "../lib/text.js";
+import {useTyped} from "../lib/typed.js";
 
 const PAGE = 50;
 const OUTCOMES = ["finished", "turn_limit", "length", "context", "timeout", "tool_error", "engine_error"];
@@ -60,18 +61,12 @@ function Row({row, run, query, at}) {
 }
 
 function Filters({query, set, counts}) {
-  const [text, setText] = useState(query.text || "");
-  useEffect(() => setText(query.text || ""), [query.text]);
-  useEffect(() => {
-    if (text === (query.text || "")) return undefined;
-    const timer = setTimeout(() => set({text}), 200);
-    return () => clearTimeout(timer);
-  }, [text]);
+  const [text, type] = useTyped(query.text || "", text => set({text}));
   const select = (name, title, choices) => html`<label>${title}<select value=${query[name] || ""} onChange=${e => set({[name]: e.target.value})}>
     <option value="">any</option>${choices.map(each => [each].flat()).map(([value, shown = value]) => html`<option value=${value}>${legible(shown.slice(0, 60))}</option>`)}</select></label>`;
   const named = kind => Object.entries(counts?.[kind] || {}).map(([name]) => name);
   return html`<form class="filters" role="search" onSubmit=${e => e.preventDefault()}>
-    <label class="text">Text<input id="find-text" type="search" value=${text} placeholder="words of the prompt, the model, a tool or an error" onInput=${e => setText(e.target.value)} /></label>
+    <label class="text">Text<input id="find-text" type="search" value=${text} placeholder="words of the prompt, the model, a tool or an error" onInput=${e => type(e.target.value)} /></label>
     ${select("split", "Split", [["train", "training"], ["val", "validation"]])}
     ${select("outcome", "Outcome", OUTCOMES)}
     ${select("success", "Success", [["true", "solved"], ["false", "not solved"]])}
