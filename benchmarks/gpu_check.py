@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,10 @@ def update(stage: Stage, results: Results) -> None:
     ceiling = matmul_rate(stage.device)
     wanted = [v for v in VARIANTS if v.quick or not stage.short]
     for variant in wanted:
+        if variant.optimizer == "adamw_8bit" and find_spec("torchao") is None:
+            skipped = "the package torchao is not installed"
+            results.add(variant=variant.name, shape=variant.shape, skipped=skipped)
+            continue
         with results.attempt(variant=variant.name, shape=variant.shape) as row:
             row |= measure_update(stage, variant, ceiling)
 

@@ -58,8 +58,8 @@ def environment(folder: Path) -> list[str]:
 def updates(folder: Path) -> list[str]:
     rows = []
     for row in read(folder, "update")["rows"]:
-        if "error" in row:
-            rows.append([row["variant"], row["shape"], "", row["error"], "", "", ""])
+        if told := row.get("error") or row.get("skipped"):
+            rows.append([row["variant"], row["shape"], "", told, "", "", ""])
             continue
         rows.append(
             [
