@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from agent_r1.config.policy import VLLMConfig
 from agent_r1.config.schema import Config
 from agent_r1.distributed.actors import actor_in, actor_on, end_all, environment
 from agent_r1.distributed.cluster import Node, living_nodes, require_ray
@@ -165,12 +166,10 @@ def engines_of(
     from pathlib import Path
 
     from agent_r1.rollout.engines.vllm_open import command as vllm_command
-    from agent_r1.rollout.engines.vllm_open import environment as vllm_environment
 
     model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
     dtype = model.dtype_on(device) if rollout.dtype == "auto" else rollout.dtype
     words = vllm_command(rollout, Path(model.path), config.context_window, dtype, device)
-    added = vllm_environment(rollout.vllm, device)
     cards = rollout.vllm.tensor_parallel_size if device == "cuda" else 0
 
     def command(host: str, port: int) -> Sequence[str]:
@@ -185,9 +184,20 @@ def engines_of(
             f"{cards} GPUs, 1 CPU" if cards else "1 CPU",
             place(number),
             command,
-            environ={name: added[name] for name in added if name not in os.environ},
+            environ=engine_environment(rollout.vllm, device),
             essential=True,
             say=say,
         )
         for number in range(rollout.vllm.replicas)
     ]
+
+
+def engine_environment(settings: VLLMConfig, device: str) -> Mapping[str, str]:
+    """What an engine's environment has beyond that of its node and of the run's processes."""
+    from agent_r1.rollout.engines.vllm_open import environment as vllm_environment
+
+    whole = vllm_environment(settings, device)
+    added = {name: whole[name] for name in whole if name not in os.environ} | settings.env
+    if settings.python is not None:
+        added.setdefault("PYTHONPATH", "")  # it leads to packages of another interpreter
+    return added

@@ -326,6 +326,7 @@ def build_engine(config: Config, model: Any, tokenizer: Any) -> Engine:
             dtype=model_config.dtype_on(device) if rollout.dtype == "auto" else rollout.dtype,
             device=device,
             log_folder=config.trainer.run_dir,
+            awaits=config.trainer.layout == "apart",
         )
     return ENGINES.get(name)(
         model,

@@ -1,9 +1,13 @@
 """A Ray cluster of several nodes on this machine's loopback, ended by its own process ids."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 from trainer.conftest import toy_config, toy_model  # noqa: F401
+
+from agent_r1.config.load import to_yaml
 
 from .crew import Crew
 
@@ -33,6 +37,36 @@ def two_nodes(cluster):
         cluster.add_node(num_cpus=cpus, **SMALL)
     cluster.wait_for_nodes()
     return cluster
+
+
+@pytest.fixture
+def start(toy_config, cluster, tmp_path):  # noqa: F811
+    """``start(run, *settings)``: the run folder and the process of its driver.
+
+    Processes of the run have ``AGENT_R1_TEST_MARK=run`` in their environment.
+    """
+    drivers = []
+
+    def begin(run, *settings):
+        config = toy_config(*settings, run=run)
+        file = tmp_path / f"{run}.yaml"
+        file.write_text(to_yaml(config))
+        words = [sys.executable, "-m", "agent_r1", "train", "--config", str(file)]
+        process = subprocess.Popen(
+            [*words, f"ray.address={cluster.address}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"AGENT_R1_TEST_MARK": run},
+            start_new_session=True,
+        )
+        drivers.append(process)
+        return config.trainer.run_dir, process
+
+    yield begin
+    for process in drivers:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

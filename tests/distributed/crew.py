@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import wait
@@ -50,6 +51,13 @@ class Crew:
                 pipe.send(None)
             process.join(5)
             process.kill()
+
+
+def until(condition, patience_s=120.0):
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.1)
 
 
 def _serve(rank, count, port, pipe):

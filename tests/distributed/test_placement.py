@@ -1,8 +1,10 @@
 """Which machines of a cluster a run would take, worked out by hand."""
 
 from agent_r1.config.load import load_config
+from agent_r1.config.policy import VLLMConfig
 from agent_r1.distributed.cluster import Node
 from agent_r1.distributed.placement import Share, fit, needs_of, shortage
+from agent_r1.distributed.services import engine_environment
 
 
 def node(name, cores, cards):
@@ -64,3 +66,13 @@ def test_what_is_missing_is_a_table():
 def test_processors_count_too():
     found = fit(needs(*TWO_OF_EIGHT), [node("a", 7, 8), node("b", 96, 8)])
     assert [share.name for share in found.missing] == ["ranks 8 to 15"]
+
+
+def test_an_engine_has_the_variables_of_its_settings_whatever_the_run_has(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", "/of/the/trainer")
+    own = engine_environment(VLLMConfig(python="vllm", env={"OMP_NUM_THREADS": "4"}), "cpu")
+    assert own["OMP_NUM_THREADS"] == "4"
+    assert own["VLLM_SERVER_DEV_MODE"] == "1"
+    assert own["PYTHONPATH"] == ""
+    assert "PYTHONPATH" not in engine_environment(VLLMConfig(), "cpu")

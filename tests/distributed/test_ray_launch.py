@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,34 +12,10 @@ from trainer.test_rl import assert_equal, final_state, lines
 
 from agent_r1.config.load import to_yaml
 
+from .crew import until
+
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 TWO = ["trainer.nnodes=2", "trainer.n_gpus_per_node=1"]
-
-
-@pytest.fixture
-def start(toy_config, cluster, tmp_path):
-    """``start(run, *settings)``: the run folder and the process of its driver."""
-    drivers = []
-
-    def begin(run, *settings):
-        config = toy_config(*settings, run=run)
-        file = tmp_path / f"{run}.yaml"
-        file.write_text(to_yaml(config))
-        words = [sys.executable, "-m", "agent_r1", "train", "--config", str(file)]
-        process = subprocess.Popen(
-            [*words, f"ray.address={cluster.address}"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        drivers.append(process)
-        return config.trainer.run_dir, process
-
-    yield begin
-    for process in drivers:
-        process.kill()
-        process.wait()
 
 
 def of_run(file_name):
@@ -57,13 +32,6 @@ def of_run(file_name):
             if ranks:
                 found[int(folder.name)] = int(ranks[0][5:])
     return found
-
-
-def until(condition, patience_s=120.0):
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to that"
-        time.sleep(0.1)
 
 
 def test_ranks_on_two_nodes_train_what_two_processes_of_one_machine_train(

@@ -269,6 +269,36 @@ def test_a_publication_waits_for_the_only_server_to_come_back(tmp_path):
     run(engine, body())
 
 
+def test_servers_that_are_still_starting_are_awaited_and_the_first_one_is_enough(tmp_path):
+    engine, (a, b) = fleet(tmp_path, awaits=True)
+    a.down = b.down = True
+
+    async def body():
+        publication = asyncio.create_task(engine.load_weights(Weights(), 0))
+        await asyncio.sleep(0.05)
+        assert not publication.done()
+        a.down = False
+        await publication
+        assert (a.served, b.served) == (0, INITIAL_VERSION)
+        assert (await engine.generate([1], PARAMS, "t")).token_ids == (ord("A"),)
+        b.down = False
+        await until(lambda: engine.replicas[1].ready)
+        assert b.served == 0
+
+    run(engine, body())
+
+
+def test_a_server_that_is_not_there_at_the_start_is_an_error_unless_it_is_awaited(tmp_path):
+    engine, (a, _) = fleet(tmp_path)
+    a.down = True
+
+    async def body():
+        with pytest.raises(Unreachable, match="down"):
+            await engine.load_weights(Weights(), 0)
+
+    run(engine, body())
+
+
 def test_a_server_that_does_not_tell_versions_is_refused(tmp_path):
     engine, (a,) = fleet(tmp_path, "A")
 

@@ -3,8 +3,10 @@
 import hashlib
 import os
 import random
+import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from agent_r1.algorithms.advantages import grpo
@@ -96,6 +98,43 @@ class InterruptingGreedyEnv(ToyEnv):
             self.at = ""
             os.kill(os.getpid(), signal.SIGINT)
         return super().step(raw_response)
+
+
+class KillingEnv(ToyEnv):
+    """Kills a process of the run with SIGKILL, once, when a trajectory of step ``at`` calls it.
+
+    ``word`` is in the command line of that process, and ``mark``, which looks like ``NAME=value``,
+    in its environment. ``killed`` is a file that holds its number afterwards. ``parent``: what
+    started the process is killed in its place.
+    """
+
+    def __init__(self, at, word, mark, killed, parent=False):
+        super().__init__()
+        self.at, self.word, self.mark = at, word, mark.encode()
+        self.killed, self.parent = Path(killed), parent
+
+    def step(self, raw_response):
+        if call_context.get().trajectory_id.startswith(self.at):
+            with suppress(FileExistsError):
+                self.killed.touch(exist_ok=False)
+                self.kill(min(self.found()))
+        return super().step(raw_response)
+
+    def found(self):
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (folder / "cmdline").read_bytes().decode().split("\0")
+                marked = self.mark in (folder / "environ").read_bytes().split(b"\0")
+                if marked and self.word in words and "agent_r1.distributed.tied" not in words:
+                    yield int(folder.name)
+
+    def kill(self, victim):
+        if self.parent:
+            status = Path(f"/proc/{victim}/status").read_text()
+            victim = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])
+        os.kill(victim, signal.SIGKILL)
+        self.killed.write_text(str(victim))
+        time.sleep(0.3)  # what was under way there breaks before anything else is asked for
 
 
 def interrupting_grpo(inputs, **options):

@@ -84,7 +84,8 @@ class Replica:
 class VLLMEngine:
     """An :class:`agent_r1.rollout.engine.Engine` over one or more replicas.
 
-    ``probe_s`` is the pause between looks at a foreign server that was lost.
+    ``probe_s`` is the pause between looks at a foreign server that was lost. ``awaits``: foreign
+    servers may still be starting when the first request comes.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class VLLMEngine:
         start_timeout_s: float = 600.0,
         probe_s: float = 2.0,
         sleeps: bool = False,
+        awaits: bool = False,
         sender: FileSender | None = None,
     ) -> None:
         self._replicas = tuple(replicas)
@@ -102,6 +104,7 @@ class VLLMEngine:
         self._start_timeout_s = start_timeout_s
         self._probe_s = probe_s
         self._sleeps = sleeps
+        self._awaits = awaits
         self._sender = sender or FileSender()
         self._version = INITIAL_VERSION
         self._keep_cache = False
@@ -203,8 +206,17 @@ class VLLMEngine:
         await asyncio.shield(self._starting)
 
     async def _start_all(self) -> None:
-        await asyncio.gather(*(r.start(self._start_timeout_s) for r in self._replicas))
-        for replica in self._replicas:
+        await asyncio.gather(*(self._start_one(replica) for replica in self._replicas))
+
+    async def _start_one(self, replica: Replica) -> None:
+        try:
+            await replica.start(self._start_timeout_s)
+        except Unreachable:
+            if not self._awaits:
+                raise
+            _LOG.warning("waiting for %s, which is starting", replica.name)
+            self._recoveries[replica] = asyncio.create_task(self._return(replica))
+        else:
             replica.ready = True
             replica.version = self._version
 
@@ -322,7 +334,10 @@ class VLLMEngine:
                 break
             await replica.update(self._sender.current, keep_cache=False)
         replica.ready = True
-        _LOG.warning("%s is back with version %d", replica.name, replica.version)
+        if replica.version == INITIAL_VERSION:
+            _LOG.warning("%s is ready", replica.name)
+        else:
+            _LOG.warning("%s serves version %d", replica.name, replica.version)
 
 
 def _dated(completion: Completion, served: int, replica: Replica) -> Completion:

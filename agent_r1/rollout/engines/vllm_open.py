@@ -25,8 +25,12 @@ def open_vllm(
     dtype: str,
     device: str,
     log_folder: Path,
+    awaits: bool = False,
 ) -> VLLMEngine:
-    """The engine of these settings. Nothing is started before it is first asked."""
+    """The engine of these settings. Nothing is started before it is first asked.
+
+    ``awaits``: servers of ``rollout.endpoints`` may still be starting then.
+    """
     settings = rollout.vllm
     if rollout.endpoints:
         replicas = [Replica(None, url, settings.timeout_s) for url in rollout.endpoints]
@@ -51,6 +55,7 @@ def open_vllm(
         max_model_len=max_model_len,
         start_timeout_s=settings.start_timeout_s,
         sleeps=settings.sleep,
+        awaits=awaits,
     )
 
 
