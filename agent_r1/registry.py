@@ -86,9 +86,20 @@ class Registry(Generic[T]):
         for point in self._entry_points():
             if point.name == name:
                 return self._checked(self._load(point), name)
-        if ":" in name or "." in name:
+        if is_path(name):
             return self._checked(import_path(name), name)
-        raise RegistryError(
+        raise self._unknown(name)
+
+    def look_up(self, name: str) -> None:
+        """Raise what :meth:`get` would raise, as far as that is known without importing."""
+        if name in self.names():
+            return
+        if not is_path(name):
+            raise self._unknown(name)
+        find_path(name)
+
+    def _unknown(self, name: str) -> RegistryError:
+        return RegistryError(
             f"no {self.kind} is called {name!r}{nearest(name, self.names())}; known: "
             f"{', '.join(self.names()) or 'none'}; or give a path such as "
             "'package.module:Name' or 'file.py:Name'"
@@ -123,6 +134,25 @@ def nearest(name: str, known: list[str]) -> str:
     return f", did you mean {close[0]!r}?" if close else ""
 
 
+def is_path(name: str) -> bool:
+    """Whether a name is meant as a path to import."""
+    return ":" in name or "." in name
+
+
+def find_path(path: str) -> None:
+    """Raise the :class:`RegistryError` of :func:`import_path` if there is no such file or package.
+
+    Nothing is imported, so what a package or a file holds is not looked at.
+    """
+    module, _ = _split(path)
+    if module.endswith(".py"):
+        _require_file(_absolute(module))
+        return
+    top = module.split(".")[0]
+    if top and top not in sys.modules and importlib.util.find_spec(top) is None:
+        raise _no_module(path, top)
+
+
 def import_path(path: str) -> Any:
     """Import ``package.module:Name``, ``package.module.Name`` or ``file.py:Name``.
 
@@ -130,13 +160,9 @@ def import_path(path: str) -> Any:
         RegistryError: names the part that could not be found. An exception *inside* the
             imported module is chained, with its own message.
     """
-    module_name, colon, attribute = path.rpartition(":")
-    if not colon:
-        module_name, _, attribute = path.rpartition(".")
-    if not module_name or not attribute:
-        raise RegistryError(f"{path!r} is no path: write 'package.module:Name' or 'file.py:Name'")
+    module_name, attribute = _split(path)
     module = (
-        _import_file(Path(module_name))
+        _import_file(_absolute(module_name))
         if module_name.endswith(".py")
         else _import_module(module_name, path)
     )
@@ -149,15 +175,21 @@ def import_path(path: str) -> Any:
     return found
 
 
+def _split(path: str) -> tuple[str, str]:
+    module, colon, attribute = path.rpartition(":")
+    if not colon:
+        module, _, attribute = path.rpartition(".")
+    if not module or not attribute:
+        raise RegistryError(f"{path!r} is no path: write 'package.module:Name' or 'file.py:Name'")
+    return module, attribute
+
+
 def _import_module(name: str, path: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(error.name + ".")):
-            raise RegistryError(
-                f"{path!r}: there is no module {error.name!r}; is it installed, or is its folder "
-                f"missing from PYTHONPATH? A file is given as {error.name.split('.')[0]}.py:NAME"
-            ) from error
+            raise _no_module(path, error.name) from error
         raise RegistryError(f"{path!r}: importing it failed: {error}") from error
     except Exception as error:
         raise RegistryError(
@@ -165,15 +197,29 @@ def _import_module(name: str, path: str) -> Any:
         ) from error
 
 
+def _no_module(path: str, missing: str) -> RegistryError:
+    return RegistryError(
+        f"{path!r}: there is no module {missing!r}; is it installed, or is its folder missing from "
+        f"PYTHONPATH? A file is given as {missing.split('.')[0]}.py:NAME"
+    )
+
+
+def _absolute(file: str) -> Path:
+    return Path(file).expanduser().resolve()
+
+
+def _require_file(file: Path) -> None:
+    if not file.is_file():
+        raise RegistryError(f"there is no file {file}")
+
+
 def _import_file(file: Path) -> Any:
     """Import a Python file once per absolute path, under a name that cannot collide."""
-    file = file.expanduser().resolve()
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:12]
     name = f"_agent_r1_file_{file.stem}_{digest}"
     if name in sys.modules:
         return sys.modules[name]
-    if not file.is_file():
-        raise RegistryError(f"there is no file {file}")
+    _require_file(file)
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise RegistryError(f"{file} cannot be imported as Python")

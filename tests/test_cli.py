@@ -75,11 +75,57 @@ def test_the_stop_string_goes_through_an_environment_variable():
 
 
 def test_a_mistake_is_one_message_and_exit_code_2():
-    done = shell("agent-r1 train trainer.sead=1 actor_rollout_ref.rollout.name=vllm")
+    done = shell("agent-r1 sandbox serve trainer.sead=1 actor_rollout_ref.rollout.name=vllm")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.strip() == (
         "Error: unknown key trainer.sead=1 (command line): did you mean trainer.seed?"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "train trainer.sead=1 reward.name=grade tool.env=retol tool.tools=[pyton] "
+            "data.train_files=[absent.parquet,here.py] data.val_files=generator:here.py:rows",
+            ["trainer.seed", "model.path is not set", "grade", "did you mean 'retool'",
+             "did you mean 'python'", "absent.parquet", "unknown data format"],
+        ),
+        (
+            "train trainer.total_epochs=x actor_rollout_ref.model.path=./none "
+            "data.train_files=generator:arithmetik algorithm.adv_estimator=none.py:best "
+            "reward.name=weighted_sum reward.kwargs='{rewards: {mat: 1}}'",
+            ["trainer.total_epochs=x", "none.py", "'mat', did you mean 'math'",
+             "did you mean 'arithmetic'", "none does not exist"],
+        ),
+        (
+            "train trainer.total_epochs=x actor_rollout_ref.model.path=owner/model "
+            "envs='{a: {data: {train_files: a.csv}}, b: {tool: {env: absent.module:Shop}}}'",
+            ["trainer.total_epochs=x", "absent.py:NAME", "a.csv"],
+        ),
+        (
+            "eval tool.env=retol data.val_files=x.csv actor_rollout_ref.model.path=./none",
+            ["did you mean 'retool'", "x.csv", "none does not exist"],
+        ),
+        ("chat tool.max_turn=2 tool.env=retol", ["max_turns", "is not set", "'retool'"]),
+        (
+            "sft model.path=./none data.train_files=generator:arithmetik",
+            ["did you mean 'arithmetic'", "none does not exist"],
+        ),
+    ],
+)  # fmt: skip
+def test_names_and_files_are_told_with_all_other_mistakes(line, expected, tmp_path):
+    (tmp_path / "here.py").write_text("raise SystemExit('imported')")
+    done = shell(f"agent-r1 {line}", cwd=tmp_path)
+    first, *mistakes = done.stderr.splitlines()
+    assert (done.returncode, first) == (2, f"Error: {len(expected)} mistakes:")
+    for part, mistake in zip(expected, mistakes, strict=True):
+        assert part in mistake
+
+
+def test_a_missing_setting_is_not_made_up_from_a_wrong_one():
+    done = shell("agent-r1 train actor_rollout_ref.model.pat=./m data.train_files=7")
+    assert done.stderr.startswith("Error: 2 mistakes:") and "is not set" not in done.stderr
 
 
 def test_debug_shows_the_traceback():
@@ -117,6 +163,12 @@ HEAVY = "{'torch', 'transformers', 'matplotlib', 'wandb', 'pandas', 'pyarrow', '
         (["train", "trainer.sead=1"], 2, HEAVY.replace(", 'omegaconf'", "")),
         (["train", "actor_rollout_ref.rollout.n=1"], 2, HEAVY.replace(", 'omegaconf'", "")),
         (["sft", "trainer.sead=1"], 2, HEAVY.replace(", 'omegaconf'", "")),
+        (
+            ["train", "reward.name=grade", "data.train_files=absent.parquet", "tool.env=a.b:c"],
+            2,
+            HEAVY.replace(", 'omegaconf'", ""),
+        ),
+        (["sft", "data.train_files=generator:a"], 2, HEAVY.replace(", 'omegaconf'", "")),
         (["train"], 2, HEAVY.replace(", 'omegaconf'", "")),
         (["config", "trainer.seed"], 0, HEAVY.replace(", 'omegaconf'", "")),
         (["train", "--print-config"], 0, HEAVY.replace(", 'omegaconf'", "")),

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -32,6 +32,16 @@ from agent_r1.cli.base import (
     say,
 )
 from agent_r1.cli.data import data
+from agent_r1.cli.demands import (
+    evaluation_needs,
+    policy_needs,
+    sft_needs,
+    training_needs,
+    unknown_in_chat,
+    unknown_in_evaluation,
+    unknown_in_sft,
+    unknown_in_training,
+)
 from agent_r1.cli.doctor import doctor
 from agent_r1.cli.env import env
 from agent_r1.cli.model import convert, memory
@@ -94,13 +104,11 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
 
     Running the same command again continues from the newest checkpoint.
     """
-    from agent_r1.config import Config, require
+    from agent_r1.config import Config
 
-    config = load(Config, file, overrides)
     if print_config:
-        return _print_config(config)
-    files = {} if config.envs else {"data__train_files": "train.parquet (or generator:NAME)"}
-    require(config, actor_rollout_ref__model__path="./my-model", **files)
+        return _print_config(load(Config, file, overrides))
+    config = load(Config, file, overrides, needs=training_needs, look_up=unknown_in_training)
     from agent_r1.distributed.launch import launch, needs_launch
     from agent_r1.tracing import exported
 
@@ -124,13 +132,11 @@ agent-r1 sft --config cold_start.yaml --print-config
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop.")
 def sft(file: Path | None, overrides: Sequence[str], print_config: bool) -> None:
     """Cold start: teach a model from traces of tool use."""
-    from agent_r1.config import require
     from agent_r1.config.sft import SftConfig
 
-    config = load(SftConfig, file, overrides)
     if print_config:
-        return _print_config(config)
-    require(config, model__path="./my-model", data__train_files="traces.jsonl")
+        return _print_config(load(SftConfig, file, overrides))
+    config = load(SftConfig, file, overrides, needs=sft_needs, look_up=unknown_in_sft, alone=True)
     with _resumable(config.trainer.run_dir):
         from agent_r1.monitor.run import RunFolder
         from agent_r1.trainer.sft import run_sft, sft_changes
@@ -166,11 +172,16 @@ def evaluate(
     With --server, prompts are rendered as in training if --run, --checkpoint or
     actor_rollout_ref.model.path gives the model's tokenizer.
     """
-    config = _load_policy(run, checkpoint, file, [*server, *overrides])
-    from agent_r1.config import require
-
-    files = {} if config.envs else {"data__val_files": "test.parquet (or generator:NAME)"}
-    require(config, **files, **_policy_of(config))
+    settings = [*server, *overrides]
+    config = _load_policy(
+        run,
+        checkpoint,
+        file,
+        settings,
+        needs=evaluation_needs,
+        look_up=unknown_in_evaluation,
+        alone=True,
+    )
     from agent_r1.trainer.evaluate import evaluate as run_evaluate
     from agent_r1.trainer.evaluate import markdown_table
 
@@ -201,10 +212,8 @@ def chat(
 
     If it was trained in several environments, the first is used unless --env names another.
     """
-    config = _load_policy(run, checkpoint, file, [*server, *overrides])
-    from agent_r1.config import require
-
-    require(config, **_policy_of(config))
+    checks = {"needs": policy_needs, "look_up": unknown_in_chat}
+    config = _load_policy(run, checkpoint, file, [*server, *overrides], **checks)
     from agent_r1.trainer.chat import chat as run_chat
 
     run_chat(config, message=message, env=env)
@@ -405,7 +414,11 @@ def main() -> NoReturn:
 
 
 def _load_policy(
-    run: Path | None, checkpoint: Path | None, file: Path | None, overrides: Sequence[str]
+    run: Path | None,
+    checkpoint: Path | None,
+    file: Path | None,
+    overrides: Sequence[str],
+    **checks: Any,
 ) -> Config:
     """A configuration whose model is the policy of a run or checkpoint, if one is given."""
     from agent_r1.config import Config
@@ -413,7 +426,7 @@ def _load_policy(
     policy = policy_folder(run, checkpoint)
     chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
     base = run / "config.yaml" if run is not None else None
-    return load(Config, file, [*chosen, *overrides], base=base)
+    return load(Config, file, [*chosen, *overrides], base=base, **checks)
 
 
 def _export_source(run: Path | None, checkpoint: Path | None) -> Path:
@@ -424,13 +437,6 @@ def _export_source(run: Path | None, checkpoint: Path | None) -> Path:
         raise ConfigError("nothing to export; give --run FOLDER or --checkpoint FOLDER")
     inside = (checkpoint / name for name in ("policy", "actor", "shards"))
     return next((folder for folder in inside if folder.is_dir()), checkpoint)
-
-
-def _policy_of(config: Config) -> dict[str, str]:
-    """What must be given so that there is a policy; a server has its own."""
-    if config.actor_rollout_ref.rollout.name == "openai":
-        return {}
-    return {"actor_rollout_ref__model__path": "./my-model (or give --run or --server)"}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -113,24 +113,41 @@ def from_server(command: Command) -> Command:
 
 
 def load(
-    root: type[S], file: Path | None, overrides: Sequence[str], *, base: Path | None = None
+    root: type[S],
+    file: Path | None,
+    overrides: Sequence[str],
+    *,
+    base: Path | None = None,
+    needs: Callable[[S], Mapping[str, str]] | None = None,
+    look_up: Callable[[S], Sequence[str]] | None = None,
+    alone: bool = False,
 ) -> S:
-    """Read a configuration, with its warnings as notes on standard error."""
+    """Read a configuration, with its warnings as notes on standard error.
+
+    ``needs`` and ``look_up`` as in :func:`agent_r1.config.load_config`. ``alone``: what the second
+    finds is an error also where nothing else is wrong, for a command that does not look names and
+    files up together later.
+    """
     from agent_r1.config import Config, load_config, load_section
+    from agent_r1.config.reading import raise_all
 
     if base is not None and file is not None:
         raise ConfigError("--run and --config exclude each other: a run has its configuration")
+    asked: dict[str, Any] = {"needs": needs, "look_up": look_up}
+    asked = {name: function for name, function in asked.items() if function is not None}
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         source = base or file
         loaded: Any = (
-            load_config(source, overrides)
+            load_config(source, overrides, **asked)
             if root is Config
-            else load_section(root, source, overrides)
+            else load_section(root, source, overrides, **asked)
         )
     for note in notes:
         say(f"note: {note.message}", colour="yellow")
     config: S = loaded
+    if alone and look_up is not None:
+        raise_all(look_up(config))
     return config
 
 

@@ -272,12 +272,10 @@ def check(file: Path | None, overrides: Sequence[str], split: str) -> None:
 
 def _with_tasks(file: Path | None, overrides: Sequence[str], split: str) -> Config:
     """The configuration, which says where tasks come from: itself, or an entry of ``envs``."""
-    from agent_r1.config import Config, require
+    from agent_r1.config import Config
 
-    config = load(Config, file, overrides)
-    if not config.envs:
-        require(config, **{f"data__{split}_files": "tasks.parquet (or generator:NAME)"})
-    return config
+    files = {f"data__{split}_files": "tasks.parquet (or generator:NAME)"}
+    return load(Config, file, overrides, needs=lambda config: {} if config.envs else files)
 
 
 data.add_command(traces)

@@ -45,13 +45,13 @@ def serve(
     The key that clients must send is taken from the environment variable
     AGENT_R1_SERVE_TOKEN. Without it only this machine may ask.
     """
-    from agent_r1.config import Config, require
+    from agent_r1.config import Config
 
     policy = policy_folder(run, checkpoint)
     chosen = [f"actor_rollout_ref.model.path={policy}"] if policy else []
     base = run / "config.yaml" if run is not None else None
-    config = load(Config, file, [*chosen, *overrides], base=base)
-    require(config, actor_rollout_ref__model__path="./my-model (or give --run)")
+    needs = {"actor_rollout_ref__model__path": "./my-model (or give --run)"}
+    config = load(Config, file, [*chosen, *overrides], base=base, needs=lambda _: needs)
     from agent_r1.trainer.serve import serve as run_serve
 
     run_serve(

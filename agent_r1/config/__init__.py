@@ -1,7 +1,7 @@
 """Typed configuration: one YAML dialect, dotted overrides, errors that name the remedy."""
 
 from agent_r1.config.checks import needs_critic, needs_reference
-from agent_r1.config.load import ConfigWarning, load_config, load_section, require, to_yaml
+from agent_r1.config.load import ConfigWarning, load_config, load_section, to_yaml
 from agent_r1.config.schema import Config
 
 __all__ = [
@@ -11,6 +11,5 @@ __all__ = [
     "load_section",
     "needs_critic",
     "needs_reference",
-    "require",
     "to_yaml",
 ]

@@ -17,7 +17,7 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -34,6 +34,14 @@ OVERRIDES_VARIABLE = "AGENT_R1_OVERRIDES"
 """Overrides for every command of a shell: separated by white space, quoted as in a shell."""
 
 
+Needs: TypeAlias = Callable[[Any], Mapping[str, str]]
+LookUp: TypeAlias = Callable[[Any], Iterable[str]]
+
+
+def _nothing(config: Section) -> dict[str, str]:
+    return {}
+
+
 class ConfigWarning(UserWarning):
     """A setting is accepted and has no effect, or an effect that is easily overlooked."""
 
@@ -43,8 +51,14 @@ def load_config(
     overrides: Sequence[str] = (),
     *,
     environ: Mapping[str, str] = os.environ,
+    needs: Needs = _nothing,
+    look_up: LookUp = _nothing,
 ) -> Config:
     """The configuration of a run: of a file, or over a configuration that there is.
+
+    ``needs`` and ``look_up`` say of a configuration what else belongs to its mistakes. The first
+    maps each setting that must be given, with ``__`` for the dot, to an example of what to write;
+    the second names what does not exist, and is asked only where there is a mistake already.
 
     Raises:
         ConfigError: lists every unknown key, wrong type and impossible combination.
@@ -53,7 +67,8 @@ def load_config(
     """
     reading, config = _read(Config, file, overrides, environ)
     combined = [p for p in problems_of(config) if not reading.doubts(p)]
-    raise_all([*reading.problems, *combined, *read_environments(config)[1]])
+    problems = [*reading.problems, *combined, *read_environments(config)[1]]
+    raise_all(_with_missing(problems, reading, config, needs, look_up))
     _warn([*reading.remarks, *remarks_on(config)])
     return config
 
@@ -64,12 +79,23 @@ def load_section(
     overrides: Sequence[str] = (),
     *,
     environ: Mapping[str, str] = os.environ,
+    needs: Needs = _nothing,
+    look_up: LookUp = _nothing,
 ) -> S:
     """Like :func:`load_config` for any tree of sections, without the cross-section checks."""
     reading, config = _read(root, file, overrides, environ)
-    raise_all(reading.problems)
+    raise_all(_with_missing(reading.problems, reading, config, needs, look_up))
     _warn(reading.remarks)
     return config
+
+
+def _with_missing(
+    problems: Sequence[str], reading: Reading, config: Any, needs: Needs, look_up: LookUp
+) -> list[str]:
+    """``problems``, what must be given and is not, and if there are any, what does not exist."""
+    missing = [p for p in _missing(config, needs(config)) if not reading.doubts(p)]
+    found = [*problems, *missing]
+    return [*found, *look_up(config)] if found else []
 
 
 def _read(
@@ -95,23 +121,14 @@ def to_yaml(config: Section) -> str:
     return yaml.safe_dump(dumped, sort_keys=False, allow_unicode=True, width=100)
 
 
-def require(config: Section, **remedies: str) -> None:
-    """Check that settings without a usable default were given.
-
-    ``remedies`` maps a key, with ``__`` for the dot, to an example of what to write.
-
-    Raises:
-        ConfigError: names each missing setting and the example.
-    """
-    missing = []
+def _missing(config: Section, remedies: Mapping[str, str]) -> Iterator[str]:
     for name, example in remedies.items():
         key = name.replace("__", ".")
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
         if not value:
-            missing.append(f"{key} is not set; give it as {key}={example}")
-    raise_all(missing)
+            yield f"{key} is not set; give it as {key}={example}"
 
 
 def _sources(

@@ -299,10 +299,16 @@ def _task_problem(task: object) -> str | None:
     return None
 
 
-def require_source(source: str | Path) -> None:
-    """Raise what :func:`load_tasks` would raise because ``source`` does not exist at all."""
+def require_source(
+    source: str | Path, generators: Registry[Any] = GENERATORS, *, imports: bool = True
+) -> None:
+    """Raise what :func:`load_tasks` would raise because ``source`` does not exist at all.
+
+    Without ``imports`` a generator of the user's is looked for and not imported.
+    """
     if str(source).startswith(_PREFIX):
-        GENERATORS.get(str(source).removeprefix(_PREFIX))
+        name = str(source).removeprefix(_PREFIX)
+        (generators.get if imports else generators.look_up)(name)
     else:
         require_file(Path(source).expanduser())
 

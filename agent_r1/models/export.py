@@ -21,7 +21,8 @@ from torch import Tensor
 
 from agent_r1.errors import CheckpointError, ConfigError, ModelError
 from agent_r1.models.dcp import read_adapters, read_dcp
-from agent_r1.models.load import check_folder, flush_folder, torch_dtype
+from agent_r1.models.folder import check_folder
+from agent_r1.models.load import flush_folder, torch_dtype
 from agent_r1.models.lora import ADAPTER_FILE, Adapter, described_scale
 from agent_r1.models.shards import FolderWeights, Weights, find_rank_files, read_ranks
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from agent_r1.errors import CheckpointError, ModelError
 from agent_r1.models.attention import PACKED, register_attention
+from agent_r1.models.folder import check_folder, is_of_the_hub
 from agent_r1.models.fused import fuse_elementwise
 from agent_r1.models.logprobs import packed_states, token_logprobs
 from agent_r1.models.lora import describe_adapter, has_lora, merged_state, save_adapter
@@ -31,7 +32,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -91,7 +91,7 @@ def load_tokenizer(path: str | Path, *, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(path)
-    if not _is_of_the_hub(path) and not any((folder / name).exists() for name in TOKENIZER_FILES):
+    if not is_of_the_hub(path) and not any((folder / name).exists() for name in TOKENIZER_FILES):
         raise ModelError(
             f"{folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); copy the "
             "tokenizer files of the base model there, or save one with tokenizer.save_pretrained"
@@ -138,38 +138,6 @@ def check_vocabulary(model: nn.Module, tokenizer: Any) -> None:
             f"the tokenizer has token ids up to {largest} but the model only {rows} embeddings; "
             "take the tokenizer that belongs to the model, or call "
             f"model.resize_token_embeddings({largest + 1}) and save the model again"
-        )
-
-
-def _is_of_the_hub(path: str | Path) -> bool:
-    """Whether this is no folder and may be a Hub name; :class:`ModelError` if it is neither."""
-    folder = Path(path)
-    if folder.exists():
-        return False
-    if folder.is_absolute() or os.fspath(path).startswith(".") or len(folder.parts) != 2:
-        raise ModelError(f"model folder {folder} does not exist; check the path")
-    return True
-
-
-def check_folder(path: str | Path) -> None:
-    """Raise :class:`ModelError` if ``path`` looks like a folder but is no model folder.
-
-    A Hub name such as ``owner/model`` passes: whether it exists only the Hub can say.
-    """
-    folder = Path(path)
-    if _is_of_the_hub(path):
-        return
-    if not folder.is_dir():
-        raise ModelError(f"{folder} is a file; give the folder that holds config.json")
-    if not (folder / "config.json").exists():
-        raise ModelError(
-            f"{folder} has no config.json and is no Hugging Face model folder; "
-            "give the folder that model.save_pretrained wrote"
-        )
-    if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
-        raise ModelError(
-            f"{folder} has a config.json but no weights ({', '.join(WEIGHT_PATTERNS)}); "
-            "the download or the save was not finished"
         )
 
 

@@ -9,7 +9,7 @@ from agent_r1.config.environments import environment_configs
 from agent_r1.config.schema import Config
 from agent_r1.data.sources import require_source
 from agent_r1.errors import AgentR1Error, ConfigError
-from agent_r1.models.load import check_folder
+from agent_r1.models.folder import check_folder
 from agent_r1.reward.base import make_reward
 from agent_r1.reward.builtin import check_ingredients
 from agent_r1.tool.registry import ENVS, TOOLS

@@ -130,3 +130,16 @@ def test_a_file_needs_no_import_path_and_a_module_beside_it_is_told_of_the_file_
     assert resolve_advantage("cred_of_mine.py:best")(None) == "mine"
     with pytest.raises(RegistryError, match=r"A file is given as cred_of_mine\.py:NAME"):
         resolve_advantage("cred_of_mine:best")
+
+
+def test_looking_up_imports_nothing_and_says_what_finding_says(tmp_path):
+    file = tmp_path / "fails.py"
+    file.write_text("raise RuntimeError('imported')")
+    for found in ("grpo", f"{file}:best", "agent_r1.algorithms.absent:best"):
+        ADVANTAGES.look_up(found)
+    for name in ("grop", f"{tmp_path / 'absent.py'}:best", "no_such_module:f", "x:", "a."):
+        with pytest.raises(RegistryError) as told:
+            ADVANTAGES.look_up(name)
+        with pytest.raises(RegistryError) as raised:
+            ADVANTAGES.get(name)
+        assert str(told.value) == str(raised.value)

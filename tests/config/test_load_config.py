@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent_r1.config import Config, ConfigWarning, load_config, require, to_yaml
+from agent_r1.config import Config, ConfigWarning, load_config, to_yaml
 from agent_r1.config.load import OVERRIDES_VARIABLE, load_section
 from agent_r1.config.sft import SftConfig
 from agent_r1.errors import ConfigError
@@ -213,8 +213,8 @@ def test_a_printed_configuration_reads_back_to_the_same(tmp_path):
 
 def test_what_must_be_given_is_asked_for_with_an_example():
     with pytest.raises(ConfigError, match=r"data\.train_files is not set.*data\.train_files=x\.pq"):
-        require(Config(), data__train_files="x.pq")
-    require(load("data.train_files=a.parquet"), data__train_files="x.pq")
+        load_config(needs=lambda config: {"data__train_files": "x.pq"})
+    load_config(None, ["data.train_files=a.parquet"], needs=lambda _: {"data__train_files": "x.pq"})
 
 
 def test_settings_are_frozen():
