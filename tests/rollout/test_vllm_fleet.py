@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 
+import msgspec
 import pytest
 import torch
 
@@ -12,7 +13,12 @@ from agent_r1.errors import ConfigError, EngineError
 from agent_r1.rollout.engines.vllm import Replica, VLLMEngine
 from agent_r1.rollout.engines.vllm_open import open_vllm
 from agent_r1.rollout.engines.vllm_plugin import _prepare_tied
-from agent_r1.rollout.engines.vllm_server import INITIAL_VERSION, Unreachable, _completion
+from agent_r1.rollout.engines.vllm_server import (
+    INITIAL_VERSION,
+    Unreachable,
+    _Choice,
+    _completion,
+)
 from agent_r1.rollout.engines.vllm_weights import FileSender, remove_abandoned
 from agent_r1.types import Completion, Finish, SamplingParams
 
@@ -446,7 +452,7 @@ def test_vllms_words_become_ours(finish, reason, expected):
             {"version": "4", "start": 2, "end": 3},
         ],
     }
-    completion = _completion(choice)
+    completion = _completion(msgspec.convert(choice, _Choice))
     assert (completion.finish, completion.stop) == expected
     assert completion.logprobs == (-0.5, -1.0, -2.0)
     assert completion.versions == ((0, 3), (2, 4))

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.vllm_server import ServerFailed, Unreachable, VLLMServer, Wedged
 from agent_r1.types import SamplingParams
 
@@ -35,6 +36,7 @@ class Server:
         """Answers that a connection gives before it is closed on the next request."""
         self.hold = None
         self.status = 200
+        self.completion = ANSWER
 
     async def __call__(self, reader, writer):
         self.connections += 1
@@ -69,7 +71,7 @@ class Server:
         else:
             if self.hold is not None and path.endswith("/generate"):
                 await self.hold.wait()
-            body = json.dumps(ANSWER)
+            body = json.dumps(self.completion)
         head = f"HTTP/1.1 {self.status} .\r\nContent-Length: {len(body)}\r\n\r\n"
         return (head + body).encode()
 
@@ -141,6 +143,28 @@ def test_a_completion_may_take_as_long_as_it_likes_while_the_server_computes():
             assert not job.done()
             script.hold.set()
             assert (await job).versions == ((0, 3),)
+
+    run(body())
+
+
+CHOICE = ANSWER["choices"][0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"choices": []},
+        {"choices": [{**CHOICE, "token_ids": ["7"]}]},
+        {"choices": [{**CHOICE, "logprobs": {"content": [{"logprob": None}]}}]},
+        {"text": "another kind of server"},
+    ],
+)
+def test_what_is_no_completion_is_an_error_that_says_so(answer):
+    async def body():
+        async with served() as (script, server):
+            script.completion = answer
+            with pytest.raises(EngineError, match="answers with no completion"):
+                await server.generate([1], PARAMS, "s")
 
     run(body())
 

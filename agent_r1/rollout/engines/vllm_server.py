@@ -64,9 +64,12 @@ class VLLMServer:
             "cache_salt": salt,
         }
         answer = await self._while_it_computes(self._complete(msgspec.json.encode(body)))
-        choice = answer["choices"][0]
-        if choice["finish_reason"] not in ("stop", "length"):
-            raise Unreachable(f"{self.url} ended a request with {choice['finish_reason']!r}")
+        try:
+            choice = _ANSWER.decode(answer).choices[0]
+        except (msgspec.DecodeError, IndexError) as error:
+            raise EngineError(f"{self.url} answers with no completion: {error}") from error
+        if choice.finish_reason not in ("stop", "length"):
+            raise Unreachable(f"{self.url} ended a request with {choice.finish_reason!r}")
         return _completion(choice)
 
     async def update(
@@ -133,12 +136,13 @@ class VLLMServer:
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Have the server do something other than a completion, once and no second time."""
         content = b"" if body is None else msgspec.json.encode(body)
-        return self._content(path, await self._send(path, content, self._timeout_s))
+        answer = self._require_success(path, await self._send(path, content, self._timeout_s))
+        return msgspec.json.decode(answer) if answer else None
 
     async def close(self) -> None:
         self._pool.close()
 
-    async def _complete(self, content: bytes) -> Any:
+    async def _complete(self, content: bytes) -> bytes:
         """A completion. Asked for again, by a new connection, if an old one turns out closed."""
         path = "/inference/v1/generate"
         try:
@@ -147,7 +151,7 @@ class VLLMServer:
             if not error.stale:
                 raise Unreachable(f"{self.url} is not reachable: {error}") from error
             answer = await self._send(path, content, None)
-        return self._content(path, answer)
+        return self._require_success(path, answer)
 
     async def _send(self, path: str, content: bytes, timeout_s: float | None) -> Response:
         """By a connection of its own."""
@@ -190,9 +194,9 @@ class VLLMServer:
             raise Unreachable(f"{self.url} answers {answer.status}")
         return answer.body
 
-    def _content(self, path: str, answer: Response) -> Any:
+    def _require_success(self, path: str, answer: Response) -> bytes:
         if answer.status < 400:
-            return msgspec.json.decode(answer.body) if answer.body else None
+            return answer.body
         text = answer.body.decode(errors="replace")
         if answer.status >= 500:
             raise ServerFailed(f"{self.url}{path} failed: {text[:500]}")
@@ -221,20 +225,55 @@ def _sampling(params: SamplingParams) -> dict[str, Any]:
     }
 
 
-def _completion(choice: Mapping[str, Any]) -> Completion:
-    ids = tuple(choice["token_ids"])
-    logprobs = tuple(float(entry["logprob"]) for entry in choice["logprobs"]["content"])
-    reason = choice["stop_reason"]
-    if choice["finish_reason"] == "length":
+class _Logprob(msgspec.Struct, gc=False):
+    logprob: float
+
+
+class _Logprobs(msgspec.Struct, gc=False):
+    content: tuple[_Logprob, ...]
+
+
+class _Span(msgspec.Struct, gc=False):
+    start: int
+    version: str
+
+
+class _Choice(msgspec.Struct, gc=False):
+    token_ids: tuple[int, ...]
+    finish_reason: str | None
+    stop_reason: int | str | None
+    logprobs: _Logprobs | None = None
+    weight_versions: tuple[_Span, ...] | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """What is read of an answer. Decoded without types it is thousands of small objects."""
+
+    choices: tuple[_Choice, ...]
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+def _completion(choice: _Choice) -> Completion:
+    logprobs = () if choice.logprobs is None else choice.logprobs.content
+    reason = choice.stop_reason
+    if choice.finish_reason == "length":
         finish, stop = Finish.LENGTH, None
     elif isinstance(reason, str):
         finish, stop = Finish.STOP, reason
     else:
         finish, stop = Finish.EOS, None
-    return Completion(ids, logprobs, finish, _versions(choice.get("weight_versions")), stop)
+    return Completion(
+        choice.token_ids,
+        tuple(entry.logprob for entry in logprobs),
+        finish,
+        _versions(choice.weight_versions or ()),
+        stop,
+    )
 
 
-def _versions(spans: Sequence[Mapping[str, Any]] | None) -> Versions:
-    found = [(int(span["start"]), span["version"]) for span in spans or ()]
+def _versions(spans: Sequence[_Span]) -> Versions:
+    found = [(span.start, span.version) for span in spans]
     numbers = [(at, int(v) if v.lstrip("-").isdigit() else INITIAL_VERSION) for at, v in found]
     return tuple(numbers) or ((0, INITIAL_VERSION),)
