@@ -60,7 +60,7 @@ def nodes(cluster):
 def killing(run, tmp_path, parent):
     mark, killed = f"AGENT_R1_TEST_MARK={run}", tmp_path / "killed.pid"
     options = {"at": "2.", "word": SERVER, "mark": mark, "killed": str(killed), "parent": parent}
-    return [f"tool.env={TOY}:KillingEnv", f"tool.env_kwargs={json.dumps(options)}"]
+    return [f"tool.env={TOY}:EngineKillingEnv", f"tool.env_kwargs={json.dumps(options)}"]
 
 
 def check(run, toy_config, model):
@@ -96,13 +96,13 @@ def test_ranks_on_two_nodes_train_with_an_engine_on_a_third(
     assert [row[:2] for row in table] == [["rank", "0"], ["rank", "1"], ["engine", "0"]]
     assert len({row[2] for row in table}) == 3
     assert not weights.exists()
+    assert "Application startup complete" in (run / "vllm-0.log").read_text()
     check(run, toy_config, tmp_path / "model")
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("victim", ["server", "supervisor"])
+@pytest.mark.parametrize(("victim", "replicas"), [("server", 1), ("supervisor", 2)])
 def test_an_engine_killed_in_mid_flight_is_replaced_and_its_trajectories_are_sampled_again(
-    start, nodes, settings, toy_config, tmp_path, replicas, victim
+    start, nodes, settings, toy_config, tmp_path, victim, replicas
 ):
     nodes(1, replicas)
     disturbance = killing("killed", tmp_path, victim == "supervisor")
@@ -112,6 +112,5 @@ def test_an_engine_killed_in_mid_flight_is_replaced_and_its_trajectories_are_sam
     assert (tmp_path / "killed.pid").read_text()
     how = "was killed by signal 9" if victim == "server" else "was lost with its machine"
     assert said.count("it is started again") == 1 and how in said
-    (lost,) = (line for line in said.splitlines() if line.startswith("lost http"))
-    assert "no connection" not in lost  # it had requests under way
+    assert sum(line.startswith("lost http") for line in said.splitlines()) == 1
     check(run, toy_config, tmp_path / "model")

@@ -66,6 +66,20 @@ def test_a_cluster_too_small_is_refused_with_what_is_missing(start, two_nodes):
     assert not run.exists()
 
 
+def test_an_engine_that_never_serves_ends_the_run_with_its_last_words(start, two_nodes, tmp_path):
+    server = tmp_path / "server"
+    server.write_text("#!/bin/sh\necho no such model\nexit 2\n")
+    server.chmod(0o755)
+    engines = ["trainer.layout=apart", "actor_rollout_ref.rollout.name=vllm"]
+    run, process = start("awaited", *engines, f"actor_rollout_ref.rollout.vllm.python={server}")
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert said.count("failed with code 2: no such model; it is started again") == 2
+    assert "started 3 times and never served; the last time it failed with code 2: no such" in said
+    assert "restart 1" not in said
+    assert not of_run("awaited.yaml") and not run.with_name("awaited.weights").exists()
+
+
 @pytest.mark.parametrize("how", ["driver killed", "interrupted"])
 def test_the_end_of_the_driver_leaves_no_process_on_any_node(start, two_nodes, how):
     run, process = start("left", *TWO, "trainer.total_training_steps=100000")

@@ -1,5 +1,6 @@
 """Sandbox services on every node of a Ray cluster: real ones, killed and stopped for real."""
 
+import json
 import os
 import re
 import secrets
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from trainer.conftest import TOY
+from trainer.test_rl import assert_equal, final_state, lines
 
 from agent_r1.config.load import load_config
 from agent_r1.distributed.cluster import joined
@@ -19,7 +22,9 @@ from agent_r1.sandbox.base import RunRequest, RunStatus
 from agent_r1.sandbox.client import SandboxClient
 from agent_r1.sandbox.isolation import LEVELS
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+from .conftest import SMALL
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 TOKEN = "AGENT_R1_TEST_TOKEN"
 
 
@@ -141,3 +146,42 @@ def test_a_service_that_stands_still_is_avoided_and_taken_back(both):
         os.kill(stopped, signal.SIGCONT)
     before = ran(made[1])
     until(lambda: programs(client, 20) == 20 and ran(made[1]) > before + 3, made)
+
+
+def of_programs(run, at, isolation, tmp_path, parent):
+    """Settings of a run whose tools are programs; at step ``at`` a service is killed."""
+    options = {"at": at, "word": "serve", "mark": f"AGENT_R1_TEST_MARK={run}", "parent": parent}
+    options["killed"] = str(tmp_path / f"{run}.pid")
+    return [
+        "sandbox.executor=ray",
+        f"sandbox.isolation={isolation}",
+        "tool.tools=[python]",
+        "tool.timeout_s=250",
+        f"tool.env={TOY}:ProgramEnv",
+        f"tool.env_kwargs={json.dumps(options)}",
+    ]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+@pytest.mark.parametrize("victim", ["service", "supervisor"])
+def test_a_run_whose_sandbox_is_killed_under_a_program_has_the_trajectories_of_any_other(
+    start, cluster, isolation, tmp_path, nodes, victim
+):
+    for _ in range(nodes):
+        cluster.add_node(num_cpus=1, **SMALL)
+    cluster.wait_for_nodes()
+    said = {}
+    for run, at in (("whole", "never"), ("disturbed", "2.")):
+        settings = of_programs(run, at, isolation, tmp_path, victim == "supervisor")
+        _, process = start(run, *settings, f"ray.address={cluster.address}")
+        said[run], _ = process.communicate(timeout=550)
+        assert process.returncode == 0, said[run]
+    assert (tmp_path / "disturbed.pid").read_text()
+    assert said["disturbed"].count("it is started again") == 1
+    how = "was killed by signal 9" if victim == "service" else "was lost with its machine"
+    assert how in said["disturbed"] and "started again" not in said["whole"]
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    trajectories = lines(whole, "trajectories.jsonl")
+    assert trajectories == lines(disturbed, "trajectories.jsonl")
+    assert all(entry["outcome"] != "tool_error" for entry in trajectories)
+    assert_equal(final_state(whole), final_state(disturbed))

@@ -8,6 +8,8 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from threading import Timer
+from urllib.request import urlopen
 
 from agent_r1.algorithms.advantages import grpo
 from agent_r1.tool.base import BaseToolEnv, call_context
@@ -117,16 +119,19 @@ class KillingEnv(ToyEnv):
         if call_context.get().trajectory_id.startswith(self.at):
             with suppress(FileExistsError):
                 self.killed.touch(exist_ok=False)
-                self.kill(min(self.found()))
+                self.disturb(min(self.found()))
         return super().step(raw_response)
 
     def found(self):
         for folder in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                words = (folder / "cmdline").read_bytes().decode().split("\0")
                 marked = self.mark in (folder / "environ").read_bytes().split(b"\0")
+                words = command_of(folder.name)
                 if marked and self.word in words and "agent_r1.distributed.tied" not in words:
                     yield int(folder.name)
+
+    def disturb(self, victim):
+        self.kill(victim)
 
     def kill(self, victim):
         if self.parent:
@@ -134,7 +139,48 @@ class KillingEnv(ToyEnv):
             victim = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])
         os.kill(victim, signal.SIGKILL)
         self.killed.write_text(str(victim))
-        time.sleep(0.3)  # what was under way there breaks before anything else is asked for
+
+
+def command_of(process):
+    return Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
+
+
+class EngineKillingEnv(KillingEnv):
+    """Kills a vLLM server while it has requests under way."""
+
+    def disturb(self, victim):
+        words = command_of(victim)
+        port = words[words.index("--port") + 1]
+        deadline = time.monotonic() + 60
+        while not self.under_way(port):
+            assert time.monotonic() < deadline, "it got no request"
+        self.kill(victim)
+
+    def under_way(self, port):
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+            told = answer.read().decode()
+        running = re.findall(r"^vllm:num_requests_running\S* (\S+)$", told, re.MULTILINE)
+        return sum(map(float, running))
+
+
+class ProgramEnv(KillingEnv):
+    """Every turn is answered by a program; a sandbox is killed while it runs one."""
+
+    def __init__(self, tools, **options):
+        super().__init__(**options)
+        self.python = tools[0]
+        self.seconds = 0.05
+
+    def step(self, raw_response):
+        digest, _, finished = super().step(raw_response)
+        seconds, self.seconds = self.seconds, 0.05
+        code = f"import time; time.sleep({seconds}); print({digest!r})"
+        content, success = self.python.execute({"code": code})
+        return content, [success], finished
+
+    def disturb(self, victim):
+        self.seconds = 2.0
+        Timer(0.7, self.kill, [victim]).start()
 
 
 def interrupting_grpo(inputs, **options):
