@@ -30,6 +30,7 @@ from agent_r1.cli.base import (
     newest_checkpoint,
     policy_folder,
     say,
+    under_way,
 )
 from agent_r1.cli.data import data
 from agent_r1.cli.demands import (
@@ -84,7 +85,8 @@ def cli() -> None:
 @configured
 def quickstart(file: Path | None, overrides: Sequence[str]) -> None:
     """Train a tiny agent with a real tool, here, in minutes."""
-    from agent_r1.recipes.quickstart import quickstart as run_quickstart
+    with under_way("starting"):
+        from agent_r1.recipes.quickstart import quickstart as run_quickstart
 
     run_quickstart(file, overrides)
 
@@ -115,7 +117,8 @@ def train(file: Path | None, overrides: Sequence[str], print_config: bool) -> No
     if needs_launch(config):
         return launch(config, ["train", *(["--config", str(file)] if file else []), *overrides])
     with exported("agent-r1 train"), _resumable(config.trainer.run_dir):
-        from agent_r1.distributed.run import train as run_train
+        with under_way("starting"):
+            from agent_r1.distributed.run import train as run_train
 
         run_dir = run_train(config)
         if run_dir is not None:
@@ -138,8 +141,9 @@ def sft(file: Path | None, overrides: Sequence[str], print_config: bool) -> None
         return _print_config(load(SftConfig, file, overrides))
     config = load(SftConfig, file, overrides, needs=sft_needs, look_up=unknown_in_sft, alone=True)
     with _resumable(config.trainer.run_dir):
-        from agent_r1.monitor.run import RunFolder
-        from agent_r1.trainer.sft import run_sft, sft_changes
+        with under_way("starting"):
+            from agent_r1.monitor.run import RunFolder
+            from agent_r1.trainer.sft import run_sft, sft_changes
 
         with RunFolder.open(config, sft_changes(config)) as run:
             report = run_sft(config, run)
@@ -182,8 +186,9 @@ def evaluate(
         look_up=unknown_in_evaluation,
         alone=True,
     )
-    from agent_r1.trainer.evaluate import evaluate as run_evaluate
-    from agent_r1.trainer.evaluate import markdown_table
+    with under_way("starting"):
+        from agent_r1.trainer.evaluate import evaluate as run_evaluate
+        from agent_r1.trainer.evaluate import markdown_table
 
     click.echo(markdown_table(run_evaluate(config, out=out)), nl=False)
 
@@ -214,7 +219,8 @@ def chat(
     """
     checks = {"needs": policy_needs, "look_up": unknown_in_chat}
     config = _load_policy(run, checkpoint, file, [*server, *overrides], **checks)
-    from agent_r1.trainer.chat import chat as run_chat
+    with under_way("starting"):
+        from agent_r1.trainer.chat import chat as run_chat
 
     run_chat(config, message=message, env=env)
 
@@ -261,9 +267,10 @@ def export(
     (model_world_size_N_rank_R.pt) and folders of torch.distributed.checkpoint.
     """
     source = _export_source(run, checkpoint)
-    from agent_r1.models.export import export_model
+    with under_way(f"writing {target}"):
+        from agent_r1.models.export import export_model
 
-    export_model(source, target, dtype=dtype, max_shard_size=max_shard_size, base=base)
+        export_model(source, target, dtype=dtype, max_shard_size=max_shard_size, base=base)
     click.echo(f"{source} → {target}")
 
 
@@ -287,27 +294,34 @@ def plot(runs: Sequence[Path], metrics: Sequence[str], behaviour: bool, out: Pat
     band from the smallest to the largest value.
     """
     if behaviour:
-        from agent_r1.monitor.behaviour import plot_behaviour
+        with under_way("starting"):
+            from agent_r1.monitor.behaviour import plot_behaviour
 
         if metrics:
             raise click.UsageError("--metrics and --behaviour exclude each other")
         target = out or Path("behaviour.png")
-        drawn = plot_behaviour(runs, target)
+        with under_way(f"drawing {target}"):
+            drawn = plot_behaviour(runs, target)
         return click.echo(f"{', '.join(drawn)} of {len(runs)} runs → {target}")
     if metrics:
-        from agent_r1.monitor.compare import plot_metrics
+        with under_way("starting"):
+            from agent_r1.monitor.compare import plot_metrics
 
         target = out or Path("metrics.png")
-        drawn = plot_metrics(runs, metrics, target)
+        with under_way(f"drawing {target}"):
+            drawn = plot_metrics(runs, metrics, target)
         return click.echo(f"{', '.join(drawn)} of {len(runs)} runs → {target}")
     if out is not None:
         raise click.UsageError(
             "--out goes with --metrics or --behaviour; curve.png stays in the run's folder"
         )
-    from agent_r1.monitor.plot import plot_curve
+    with under_way("starting"):
+        from agent_r1.monitor.plot import plot_curve
 
     for run in runs:
-        click.echo(str(plot_curve(run)))
+        with under_way(f"drawing the curve of {run}"):
+            curve = plot_curve(run)
+        click.echo(str(curve))
 
 
 @cli.group()
@@ -457,7 +471,8 @@ def _finish(run_dir: Path) -> None:
     from agent_r1.monitor.records import trajectories_file
 
     try:
-        curve: Path | None = plot_curve(run_dir)
+        with under_way("drawing the curve"):
+            curve: Path | None = plot_curve(run_dir)
     except (DataError, OSError):  # nothing to draw, or no room for it
         curve = None
     click.echo(f"run       {run_dir}")

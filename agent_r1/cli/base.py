@@ -6,6 +6,7 @@ import functools
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -149,6 +150,13 @@ def load(
     if alone and look_up is not None:
         raise_all(look_up(config))
     return config
+
+
+def under_way(label: str, *, shown: bool = True) -> AbstractContextManager[Callable[[int], None]]:
+    """As :func:`agent_r1.under_way.under_way`, imported when something takes long."""
+    from agent_r1.under_way import under_way as show
+
+    return show(label, shown=shown)
 
 
 def say(text: str, *, colour: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent_r1.cli.base import Command, OrderedGroup, configured, load, say
+from agent_r1.cli.base import Command, OrderedGroup, configured, load, say, under_way
 from agent_r1.cli.traces import traces
 
 if TYPE_CHECKING:
@@ -199,21 +199,16 @@ def _show(prepared: Prepared | QaPrepared) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar for each download on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    """That data are prepared, and each download."""
+    from agent_r1.under_way import Part, rows
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    bars: dict[str, int] = {}
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-    ) as shown:
+    with rows() as shown:
+        shown.show(Part("preparing"))
 
         def advance(name: str, done: int, total: int | None) -> None:
-            if name not in bars:
-                bars[name] = shown.add_task(name, total=total)
-            shown.update(bars[name], completed=done)  # type: ignore[arg-type]  # a TaskID is an int
+            shown.show(Part(name, done, total or 0, of_bytes=True))
+            if done == total:
+                shown.hide(name)
 
         yield advance
 
@@ -266,7 +261,9 @@ def check(file: Path | None, overrides: Sequence[str], split: str) -> None:
     config = _with_tasks(file, overrides, split)
     from agent_r1.data.check import check_answers
 
-    for line in check_answers(config, split):
+    with under_way("grading"):
+        lines = list(check_answers(config, split))
+    for line in lines:
         click.echo(line)
 
 

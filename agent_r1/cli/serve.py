@@ -8,7 +8,15 @@ from pathlib import Path
 
 import click
 
-from agent_r1.cli.base import ExampleCommand, configured, from_run, load, policy_folder, say
+from agent_r1.cli.base import (
+    ExampleCommand,
+    configured,
+    from_run,
+    load,
+    policy_folder,
+    say,
+    under_way,
+)
 
 TOKEN_VARIABLE = "AGENT_R1_SERVE_TOKEN"
 
@@ -52,7 +60,8 @@ def serve(
     base = run / "config.yaml" if run is not None else None
     needs = {"actor_rollout_ref__model__path": "./my-model (or give --run)"}
     config = load(Config, file, [*chosen, *overrides], base=base, needs=lambda _: needs)
-    from agent_r1.trainer.serve import serve as run_serve
+    with under_way("starting"):
+        from agent_r1.trainer.serve import serve as run_serve
 
     run_serve(
         config,

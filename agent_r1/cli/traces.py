@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent_r1.cli.base import Command, OrderedGroup, configured, in_environment, load
+from agent_r1.cli.base import Command, OrderedGroup, configured, in_environment, load, under_way
 from agent_r1.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ def _play(
     file: Path | None,
     overrides: Sequence[str],
 ) -> None:
-    from agent_r1.data.cold_start.make import make_traces, rejected_file
-    from agent_r1.trainer.environments import open_tool_environment
+    with under_way("starting"):
+        from agent_r1.data.cold_start.make import make_traces, rejected_file
+        from agent_r1.trainer.environments import open_tool_environment
 
     config = _environment(env, file, overrides)
     with open_tool_environment(config.tool, config.sandbox) as tools, _counter("played") as advance:
@@ -159,16 +160,19 @@ def harvest(
     """
     from itertools import chain
 
-    from agent_r1.data.traces import write_traces
     from agent_r1.errors import DataError
-    from agent_r1.monitor.records import load_trajectories
-    from agent_r1.trainer.harvest import Choice
-    from agent_r1.trainer.harvest import harvest as run_harvest
+
+    with under_way("starting"):
+        from agent_r1.data.traces import write_traces
+        from agent_r1.monitor.records import load_trajectories
+        from agent_r1.trainer.harvest import Choice
+        from agent_r1.trainer.harvest import harvest as run_harvest
 
     if out.exists():
         raise DataError(f"{out} exists already; name another file or remove it")
     choice = Choice(per_task, not without_tool, not no_failed_calls, env)
-    found = run_harvest(chain.from_iterable(load_trajectories(file) for file in files), choice)
+    with under_way("reading trajectories"):
+        found = run_harvest(chain.from_iterable(load_trajectories(file) for file in files), choice)
     if not found.traces:
         raise DataError(f"no trajectory is worth learning from: {found.counts}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -190,12 +194,14 @@ def inspect(file: Path, model: str, limit: int) -> None:
     """Show which tokens of some traces will be learned: green, or between [[ and ]]."""
     from agent_r1.config.policy import ModelConfig
     from agent_r1.data.traces import read_traces
-    from agent_r1.rollout.codec import open_codec
-    from agent_r1.trainer.sft_inspect import stretches
 
-    codec = open_codec(ModelConfig(path=model))
+    with under_way("reading the tokenizer"):
+        from agent_r1.rollout.codec import open_codec
+        from agent_r1.trainer.sft_inspect import stretches
+
+        codec = open_codec(ModelConfig(path=model))
     coloured = sys.stdout.isatty()
-    for number, trace in enumerate(islice(read_traces(file), limit), 1):
+    for number, trace in enumerate(itertools.islice(read_traces(file), limit), 1):
         shown = stretches(trace, codec)
         learned = sum(part.tokens for part in shown if part.learned)
         total = sum(part.tokens for part in shown)
@@ -237,8 +243,10 @@ def rerun(
 ) -> None:
     """Execute the calls of traces again; correct or drop those whose outputs changed."""
     from agent_r1.data.traces import read_traces, write_traces
-    from agent_r1.trainer.environments import open_tool_environment
-    from agent_r1.trainer.sft_inspect import run_again
+
+    with under_way("starting"):
+        from agent_r1.trainer.environments import open_tool_environment
+        from agent_r1.trainer.sft_inspect import run_again
 
     config = _environment(env, file, overrides)
     if out.exists():
@@ -269,12 +277,7 @@ def _show_counts(title: str, counts: Mapping[str, int]) -> None:
 
 @contextmanager
 def _counter(what: str) -> Iterator[Callable[[], None]]:
-    """A running count on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), what, MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown:
-        bar = shown.add_task("", total=None)
-        yield lambda: shown.advance(bar)
+    """A running count."""
+    counted = itertools.count(1)
+    with under_way(what) as progress:
+        yield lambda: progress(next(counted))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from agent_r1.cli.base import ExampleCommand, policy_folder, say
+from agent_r1.cli.base import ExampleCommand, policy_folder, say, under_way
 from agent_r1.errors import AgentR1Error, ConfigError
 from agent_r1.types import Outcome
 
@@ -73,7 +74,8 @@ def view(
     if any(chosen.values()):
         given = ", ".join(f"--{name}" for name, value in chosen.items() if value)
         raise ConfigError(f"{given} choose what --export FILE writes; give that as well")
-    from agent_r1.viewer.server import serve
+    with under_way("starting"):
+        from agent_r1.viewer.server import serve
 
     if not runs and not _DEFAULT.is_dir():
         raise ConfigError("there is no folder runs/ here; say which run to look at")
@@ -89,13 +91,15 @@ def view(
 def _export(
     runs: tuple[Path, ...], target: Path, tokenizer: Path | None, most: int, chosen: dict[str, Any]
 ) -> None:
-    from agent_r1.viewer import Choice, write_page
+    with under_way("starting"):
+        from agent_r1.viewer import Choice, write_page
 
     if len(runs) != 1:
         raise ConfigError("--export writes the page of one run; give its folder")
     (source,) = runs
     folder = source if source.is_dir() else source.parent
-    count = write_page(source, target, Choice(most, **chosen), _tokenizer(folder, tokenizer))
+    with under_way(f"writing {target}"):
+        count = write_page(source, target, Choice(most, **chosen), _tokenizer(folder, tokenizer))
     click.echo(f"{count} trajectories → {target}")
 
 
@@ -119,13 +123,18 @@ def export_trajectories(
 
     Each line is a whole trajectory, as agent_r1/monitor/records.py describes it.
     """
-    from agent_r1.monitor.jsonl import encode
-    from agent_r1.monitor.records import read_records
+    with under_way("starting"):
+        from agent_r1.monitor.jsonl import encode
+        from agent_r1.monitor.records import read_records
 
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists already; name another file or remove it")
-    with click.open_file(str(out or "-"), "wb") as file:
-        for record in read_records(source):
+    with (
+        under_way("trajectories", shown=out is not None or not sys.stdout.isatty()) as progress,
+        click.open_file(str(out or "-"), "wb") as file,
+    ):
+        for number, record in enumerate(read_records(source), 1):
+            progress(number)
             if step in (None, record["step"]) and split in (None, record["split"]):
                 file.write(encode(record) + b"\n")
 

@@ -6,11 +6,10 @@ course. Elsewhere (a file, a pipe, a batch job): one plain line per step.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agent_r1.types import Trajectory
+from agent_r1.under_way import Part, SlowLines, to_stderr
 
 Progress = Callable[[int], None]
 """Reports how many of a phase's items are done."""
@@ -75,6 +75,8 @@ class Display(Protocol):
 
     def progress(self, label: str, total: int) -> Progress: ...
 
+    def phase(self, label: str) -> AbstractContextManager[None]: ...
+
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def sample(self, trajectory: Trajectory) -> None: ...
@@ -101,10 +103,13 @@ class QuietDisplay:
         pass
 
     def announce(self, message: str) -> None:
-        _write_to_stderr(message)
+        to_stderr(message)
 
     def progress(self, label: str, total: int) -> Progress:
         return lambda done: None
+
+    def phase(self, label: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         pass
@@ -122,11 +127,13 @@ class PlainDisplay:
 
     Steps of a run of more than 100, and those that take less than a second on average, share
     lines: at most one a second and one for each tenth of the run, at least one a minute, and
-    one for each validation of a policy. A line leaves out its last metrics to fit.
+    one for each validation of a policy. A line leaves out its last metrics to fit. What is under
+    way for long is told on standard error, see :class:`SlowLines`.
     """
 
     console: Console
     total_steps: int | None = None
+    slow: SlowLines = field(default_factory=lambda: SlowLines(to_stderr))
     _seconds: float = 0.0
     _steps: int = 0
     _unshown_seconds: float = 0.0
@@ -138,12 +145,28 @@ class PlainDisplay:
         self.total_steps = total_steps
 
     def announce(self, message: str) -> None:
-        _write_to_stderr(message)
+        to_stderr(message)
 
     def progress(self, label: str, total: int) -> Progress:
-        return lambda done: None
+        def report(done: int) -> None:
+            if done < total:
+                self.slow.show(Part(label, done, total))
+            else:
+                self.slow.hide(label)
+
+        report(0)
+        return report
+
+    @contextmanager
+    def phase(self, label: str) -> Iterator[None]:
+        self.slow.show(Part(label))
+        try:
+            yield
+        finally:
+            self.slow.hide(label)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.slow.clear()
         if self._is_skipped(metrics, step):
             return
         shown = [
@@ -163,7 +186,7 @@ class PlainDisplay:
         pass  # a line a step, and trajectories are on disk
 
     def end(self) -> None:
-        pass
+        self.slow.clear()
 
     def _is_skipped(self, metrics: Mapping[str, float], step: int) -> bool:
         """Decided by the steps' own times, so that two runs of a machine read alike."""
@@ -186,6 +209,7 @@ class PlainDisplay:
         return _SECONDS_PER_LINE if tenth else _LONGEST_PAUSE
 
     def _line(self, text: str) -> None:
+        self.slow.spoke()
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -200,7 +224,7 @@ class LiveDisplay:
     total_steps: int | None = None
     _first_step: int | None = None
     _started: float = field(default_factory=time.monotonic)
-    _phase: tuple[str, int, int] | None = None
+    _phases: dict[str, Part] = field(default_factory=dict)
     _latest: dict[str, float] = field(default_factory=dict)
     _history: dict[str, deque[float]] = field(default_factory=dict)
     _messages: list[str] = field(default_factory=list)
@@ -219,19 +243,31 @@ class LiveDisplay:
     def announce(self, message: str) -> None:
         self._messages.append(message)  # drawn by rich's thread: no output in signal handlers
         if self._live is None:
-            _write_to_stderr(message)
+            to_stderr(message)
 
     def progress(self, label: str, total: int) -> Progress:
         def report(done: int) -> None:
-            self._phase = (label, done, total) if done < total else None
+            if done < total:
+                self._phases[label] = Part(label, done, total)
+            else:
+                self._phases.pop(label, None)
 
         report(0)
         return report
 
+    @contextmanager
+    def phase(self, label: str) -> Iterator[None]:
+        self._phases[label] = Part(label)
+        try:
+            yield
+        finally:
+            self._phases.pop(label, None)
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         if self._first_step is None:
             self._first_step = step - 1 if step else 0
-        self.step, self._phase = step, None
+        self.step = step
+        self._phases.clear()
         self._latest.update(metrics)
         for key, value in metrics.items():
             self._history.setdefault(key, deque(maxlen=_HISTORY)).append(value)
@@ -242,7 +278,7 @@ class LiveDisplay:
     def end(self) -> None:
         if self._live is None:
             return
-        self._phase = None
+        self._phases.clear()
         self._live.stop()
         self._live = None
         for message in self._messages[:-_MESSAGES]:
@@ -270,10 +306,9 @@ class LiveDisplay:
             rows.add_row(Text(f"step {self.step}/{self.total_steps}", "bold"), bar, self._clock())
         else:
             rows.add_row(Text(f"step {self.step}", "bold"), "", self._clock())
-        if self._phase is not None:
-            label, done, total = self._phase
-            bar = ProgressBar(max(total, 1), done, width=32, complete_style="cyan")
-            rows.add_row(Text(label, "cyan"), bar, Text(f"{done}/{total}", "cyan"))
+        for part in list(self._phases.values()):  # other threads change them
+            bar = ProgressBar(part.total or None, part.done, width=32, complete_style="cyan")
+            rows.add_row(Text(part.label, "cyan"), bar, Text(part.count(), "cyan"))
         return rows
 
     def _clock(self) -> Text:
@@ -373,9 +408,3 @@ def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _write_to_stderr(message: str) -> None:
-    """Straight to the descriptor: buffered output may not be re-entered by a signal handler."""
-    with contextlib.suppress(OSError):  # nobody is listening: a message is not worth the run
-        os.write(2, f"{message}\n".encode())

@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -187,6 +188,10 @@ class RunFolder:
     def progress(self, label: str, total: int) -> Progress:
         """A function that is told how many of ``total`` items of a phase are done."""
         return self._display.progress(label, total)
+
+    def phase(self, label: str) -> AbstractContextManager[None]:
+        """Show that something of unknown length is under way, as long as the context lasts."""
+        return self._display.phase(label)
 
     def announce(self, message: str) -> None:
         """Tell the person. May be called by a signal handler and from any thread."""

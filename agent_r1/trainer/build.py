@@ -48,6 +48,7 @@ from agent_r1.trainer.teacher import LocalTeacher, Teacher, require_same_tokens,
 from agent_r1.trainer.validation import Validator
 from agent_r1.trainer.worker import LocalWorker, optimizer_steps
 from agent_r1.types import Task
+from agent_r1.under_way import under_way
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,9 +75,11 @@ def build_parts(
     Whoever wants one part to be another takes these, replaces it and gives them to
     :class:`RLTrainer`.
     """
-    check_before_loading(config)
-    credit = CreditAssigner(algorithm_of(config))
-    envs = stack.enter_context(open_environments(config))
+    shown = "console" in config.trainer.logger
+    with under_way("opening the environments", shown=shown):
+        check_before_loading(config)
+        credit = CreditAssigner(algorithm_of(config))
+        envs = stack.enter_context(open_environments(config))
     compares = compares_siblings(envs)
     checkpoints = CheckpointStore(
         config.trainer.run_dir / "checkpoints",
@@ -85,12 +88,9 @@ def build_parts(
     )
     resume_from = checkpoint_to_resume(config, checkpoints)
     changes = continued_changes(resume_from, config, accepted=config.trainer.accept_changes)
-    model_config = config.actor_rollout_ref.model
-    codec = open_codec(model_config)
-    codec.check_template()
-    if not all(isinstance(each.env, BaseToolEnv) for each in envs):
-        ContextWriter(codec).check()
-    loader, held_out = _load_data(config, codec, envs)
+    with under_way("reading the data", shown=shown):
+        codec = _open_codec(config, envs)
+        loader, held_out = _load_data(config, codec, envs)
     steps = config.trainer.total_training_steps or (
         config.trainer.total_epochs * loader.batches_per_epoch
     )
@@ -98,8 +98,11 @@ def build_parts(
     run = stack.enter_context(RunFolder.open(config, changes))
     if told:
         run.announce(told)
-    worker = (make_worker or build_worker)(config, credit, codec.tokenizer, steps)
-    engine = build_engine(config, worker.policy, codec.tokenizer)
+    with run.phase("loading the model"):
+        worker = (make_worker or build_worker)(config, credit, codec.tokenizer, steps)
+        teacher = build_teacher(config, codec.tokenizer)
+    with run.phase("starting the engine"):
+        engine = build_engine(config, worker.policy, codec.tokenizer)
     sampling = train_sampling(config)
     groups = GroupRunner(
         build_loop(envs, engine, codec),
@@ -119,9 +122,17 @@ def build_parts(
         run=run,
         checkpoints=checkpoints,
         pad_id=codec.pad_id,
-        teacher=build_teacher(config, codec.tokenizer),
+        teacher=teacher,
     )
     return parts, resume_from
+
+
+def _open_codec(config: Config, envs: Sequence[OpenedEnvironment]) -> Codec:
+    codec = open_codec(config.actor_rollout_ref.model)
+    codec.check_template()
+    if not all(isinstance(each.env, BaseToolEnv) for each in envs):
+        ContextWriter(codec).check()
+    return codec
 
 
 def algorithm_of(config: Config) -> AlgorithmConfig:

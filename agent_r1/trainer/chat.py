@@ -18,6 +18,7 @@ from agent_r1.trainer import build
 from agent_r1.trainer.environments import build_loop, open_environments
 from agent_r1.trainer.policy import open_policy
 from agent_r1.types import Message, Outcome, Task, Trajectory, Turn
+from agent_r1.under_way import under_way
 
 
 def chat(
@@ -38,7 +39,8 @@ def chat(
     console = console or Console()
     read = read or (lambda: console.input("[bold]you[/bold]  "))
     with asyncio.Runner() as runner, ExitStack() as stack:
-        session = _prepare(config, env, stack, runner, console)
+        with under_way("opening the policy"):
+            session = _prepare(config, env, stack, runner, console)
         if message is not None:
             runner.run(session.ask(message))
             return

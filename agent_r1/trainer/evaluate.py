@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from agent_r1.trainer.policy import open_policy
 from agent_r1.trainer.tasks import load_split
 from agent_r1.trainer.validation import Validator
 from agent_r1.types import Trajectory
+from agent_r1.under_way import under_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ def evaluate(config: Config, out: Path | None = None) -> list[SourceReport]:
     receives ``trajectories.jsonl``, ``results.json``, ``table.md`` and ``config.yaml``.
     """
     with ExitStack() as stack:
-        validator, runner, model = _prepare(config, stack)
+        with under_way("opening the policy"):
+            validator, runner, model = _prepare(config, stack)
         folder = out or _default_folder(config, model)
         store = _Store(folder, config)
         stack.callback(store.close)
@@ -112,24 +115,25 @@ def _members(groups: Sequence[Group]) -> list[Group]:
 def _sample(
     validator: Validator, missing: Sequence[Group], store: _Store, runner: asyncio.Runner
 ) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    stop = StopRequest(console.print)
-    columns = ("sampling", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress, stop.installed():
-        bar = progress.add_task("", total=len(missing))
+    stop = StopRequest(_tell)
+    with under_way("sampling", len(missing)) as progress, stop.installed():
+        finished = 0
 
         def on_finished(trajectory: Trajectory) -> None:
+            nonlocal finished
             store.add(trajectory)
-            progress.advance(bar)
+            finished += 1
+            progress(finished)
 
         if missing:
             try:
                 stop.run(runner, validator.run(on_finished, groups=missing))
             except Interrupted:
                 raise KeyboardInterrupt from None
+
+
+def _tell(message: str) -> None:
+    sys.stderr.write(f"{message}\n")  # above the bar, where there is one
 
 
 class _Store:

@@ -131,7 +131,8 @@ class RLTrainer:
         enough = self._config.actor_rollout_ref.rollout.min_group
         groups, sampling = self._parts.groups, self._parts.sampling
         if resume_from is not None:
-            self._load(resume_from)
+            with self._parts.run.phase("reading the checkpoint"):
+                self._load(resume_from)
         self._sampler.start(lambda told: groups.rollouts(sampling, told, enough=enough))
         self._started = True
         if resume_from is None and self._config.trainer.val_before_train:
@@ -170,7 +171,8 @@ class RLTrainer:
         step = self.step
         metrics = rollout_metrics(sample.everything) | sample.metrics
         learn = self._learner.learn
-        learned = await self._compute(lambda: learn(sample.chosen, greedy, step, clock))
+        with self._parts.run.phase("update"):
+            learned = await self._compute(lambda: learn(sample.chosen, greedy, step, clock))
         metrics |= learned.metrics
         self.step += 1
         self._parts.run.store_tokens(learned.tokens, step=self.step)
@@ -193,7 +195,8 @@ class RLTrainer:
         return work()
 
     async def _publish_weights(self) -> dict[str, float]:
-        metrics = await self._publisher.publish(self.step)
+        with self._parts.run.phase("weights to the engine"):
+            metrics = await self._publisher.publish(self.step)
         assert self._publisher.version is not None
         self._sampler.advance(self._publisher.version)
         return metrics
@@ -210,8 +213,7 @@ class RLTrainer:
 
     def _is_due(self, frequency: int) -> bool:
         """Every ``frequency`` steps, and where the run begins and ends."""
-        regular = frequency > 0 and self.step % frequency == 0
-        return regular or self.step in (0, self.total_steps)
+        return (frequency > 0 and self.step % frequency == 0) or self.step in (0, self.total_steps)
 
     async def _greedy_rewards(self, groups: Sequence[Group]) -> dict[str, float] | None:
         """Reward of each task's greedy trajectory, for the estimator that compares with it."""
@@ -219,10 +221,9 @@ class RLTrainer:
             return None
         alone = [replace(group, n=1, group_id=f"{group.group_id}~greedy") for group in groups]
         sampling = replace(self._parts.sampling, temperature=0.0)
-        scored = require_usable(
-            await self._stop.guard(self._parts.groups.run(alone, sampling)),
-            self._config.actor_rollout_ref.rollout.max_failed_share,
-        )
+        with self._parts.run.phase("greedy rollout"):
+            greedy = await self._stop.guard(self._parts.groups.run(alone, sampling))
+        scored = require_usable(greedy, self._config.actor_rollout_ref.rollout.max_failed_share)
         return {t.group_id.removesuffix("~greedy"): t.reward.value for t in scored if t.reward}
 
     # --- validation, checkpoints --------------------------------------------------
@@ -245,30 +246,32 @@ class RLTrainer:
     def save(self, *, passing: bool = False) -> None:
         """Everything that the next step depends on, and what is still to be logged of this one."""
         parts, store = self._parts, self._parts.checkpoints
-        draft = store.begin(self.step)
-        snapshot = parts.worker.snapshot(draft)
-        state = {
-            "step": self.step,
-            "unlogged": self._unlogged,
-            "worker": snapshot.state,
-            "sampler": self._sampler.state_dict(),
-            "credit": parts.credit.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
-        if snapshot.written is None:
-            store.finish(draft, state, parts.worker.export, passing=passing)
-        else:
-            always = self._config.trainer.export_policy == "always"
-            export = parts.worker.export_from if always else None
-            store.finish_later(draft, state, snapshot.written, export, passing=passing)
+        with parts.run.phase("saving a checkpoint"):
+            draft = store.begin(self.step)
+            snapshot = parts.worker.snapshot(draft)
+            state = {
+                "step": self.step,
+                "unlogged": self._unlogged,
+                "worker": snapshot.state,
+                "sampler": self._sampler.state_dict(),
+                "credit": parts.credit.state_dict(),
+                "torch_rng": torch.get_rng_state(),
+            }
+            if snapshot.written is None:
+                store.finish(draft, state, parts.worker.export, passing=passing)
+            else:
+                always = self._config.trainer.export_policy == "always"
+                export = parts.worker.export_from if always else None
+                store.finish_later(draft, state, snapshot.written, export, passing=passing)
 
     def settle(self) -> None:
         """Until checkpoints under way are whole and the newest has the policy's folder."""
         store = self._parts.checkpoints
-        store.wait()
-        newest = store.latest()
-        if newest is not None and not (newest / POLICY_FOLDER).exists():
-            self._parts.worker.export_from(newest)
+        with self._parts.run.phase("exporting the policy"):
+            store.wait()
+            newest = store.latest()
+            if newest is not None and not (newest / POLICY_FOLDER).exists():
+                self._parts.worker.export_from(newest)
 
     def _load(self, path: Path) -> None:
         """Continue after the step of a checkpoint; later lines of the run's files go."""
@@ -297,9 +300,8 @@ def make_sampler(config: Config, parts: Parts, total_steps: int) -> Sampler:
         rounds=parts.credit.max_sampling_rounds,
         steps=total_steps,
     )
-    curriculum = None
-    if config.data.curriculum.enable:
-        curriculum = Curriculum(config.data.curriculum, config.trainer.seed)
+    settings = config.data.curriculum
+    curriculum = Curriculum(settings, config.trainer.seed) if settings.enable else None
     return Sampler(
         SamplerSettings(size, rollout.n, rollout.min_group or rollout.n, rollout.max_failed_share),
         queue,

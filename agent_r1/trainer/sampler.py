@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from agent_r1.monitor.console import Progress
 from agent_r1.monitor.metrics import succeeded
 from agent_r1.monitor.run import RunFolder
 from agent_r1.rollout.group import FinishedGroup, Group, OnFinished, Rollouts, require_usable
@@ -76,10 +77,13 @@ class Sampler:
         self._window: list[Trajectory] = []
         """Trajectories of which not too many may have failed."""
         self._cut = 0
-        self._report = run.progress("rollout", settings.size * settings.n)
+        self._report: Progress = lambda done: None
 
     def start(self, rollouts: OpenRollouts) -> None:
         """Accept groups as they finish, on the running event loop."""
+        if not self._queue.repeatable:
+            size, n = self._settings.size, self._settings.n
+            self._report = self._run.progress("rollout", size * n)
         self._rollouts = rollouts(self._on_finished)
         self._changed = asyncio.Event()
         self._pump = asyncio.create_task(self._accept_all())

@@ -16,6 +16,7 @@ from agent_r1.rollout.endpoint.session import Session
 from agent_r1.rollout.engine import Engine
 from agent_r1.rollout.limits import LoopLimits, Sampling
 from agent_r1.trainer import build
+from agent_r1.under_way import under_way
 
 UNLIMITED = 1 << 60
 KEPT_ANSWERS = 1024
@@ -49,11 +50,12 @@ def serve(
         )
     if config.actor_rollout_ref.rollout.name == "openai":
         raise ConfigError("a model on a server is served already; give --run or --checkpoint")
-    codec = open_codec(config.actor_rollout_ref.model)
-    renderer = ChatRenderer(codec)
-    model = build.model_loader(config)(config.actor_rollout_ref.model.path)
-    check_vocabulary(model, codec.tokenizer)
-    engine = build.build_engine(config, model, codec.tokenizer)
+    with under_way("opening the policy"):
+        codec = open_codec(config.actor_rollout_ref.model)
+        renderer = ChatRenderer(codec)
+        model = build.model_loader(config)(config.actor_rollout_ref.model.path)
+        check_vocabulary(model, codec.tokenizer)
+        engine = build.build_engine(config, model, codec.tokenizer)
     session = _session(config, engine, codec, renderer)
     endpoint = Endpoint(
         config.actor_rollout_ref.model.path,

@@ -14,6 +14,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,6 +58,8 @@ class Monitor(Protocol):
 
     def announce(self, message: str) -> None: ...
 
+    def phase(self, label: str) -> AbstractContextManager[None]: ...
+
 
 class SilentMonitor:
     """Tells nobody."""
@@ -72,6 +75,9 @@ class SilentMonitor:
 
     def announce(self, message: str) -> None:
         pass
+
+    def phase(self, label: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +151,8 @@ class SftTrainer:
         """Run to the end; returns where the trained model is."""
         started = time.perf_counter()
         if resume_from is not None:
-            self._load(resume_from)
+            with self._parts.monitor.phase("reading the checkpoint"):
+                self._load(resume_from)
         self._parts.monitor.expect(self.total_steps)
         stop = StopRequest(self._parts.monitor.announce)
         with stop.installed():
@@ -155,7 +162,9 @@ class SftTrainer:
             self._save()
             raise KeyboardInterrupt
         self._save()
-        return self._report(self._export(), time.perf_counter() - started)
+        with self._parts.monitor.phase("exporting the policy"):
+            policy = self._export()
+        return self._report(policy, time.perf_counter() - started)
 
     @property
     def _finished(self) -> bool:
@@ -170,12 +179,14 @@ class SftTrainer:
         started = time.perf_counter()
         progress, trainer = self._progress, self._config.trainer
         batch = ExampleBatch.of(self._parts.examples.batch(progress.step))
-        metrics = self._update(batch)
+        with self._parts.monitor.phase("update"):
+            metrics = self._update(batch)
         progress.step += 1
         progress.train_loss = metrics["train/loss"]
         last = progress.step == self.total_steps
         if self._parts.validation and (last or _due(progress.step, trainer.test_freq)):
-            metrics["val/loss"] = self._validate()
+            with self._parts.monitor.phase("validation"):
+                metrics["val/loss"] = self._validate()
         if _due(progress.step, trainer.save_freq):
             self._save()
         elif self._checkpoints.overdue:
@@ -252,7 +263,8 @@ class SftTrainer:
         if step == self._saved_step:
             return
         state = {"progress": self._progress.state_dict(), "network": self._network.state_dict()}
-        self._checkpoints.save(step, state, self._save_model, passing=passing)
+        with self._parts.monitor.phase("saving a checkpoint"):
+            self._checkpoints.save(step, state, self._save_model, passing=passing)
         self._saved_step = step
 
     def _load(self, checkpoint: Path) -> None:
@@ -303,16 +315,18 @@ def run_sft(config: SftConfig, monitor: Monitor | None = None) -> SftReport:
         torch.set_num_threads(trainer.num_threads)
     store = CheckpointStore(trainer.run_dir / CHECKPOINTS)
     resume = store.latest() if trainer.resume_mode == "auto" else None
-    codec = open_codec(config.model)
-    examples, encoded = training_source(config, codec)
-    validation, val_encoded = validation_examples(config.data, codec)
     monitor = monitor or SilentMonitor()
+    with monitor.phase("reading traces"):
+        codec = open_codec(config.model)
+        examples, encoded = training_source(config, codec)
+        validation, val_encoded = validation_examples(config.data, codec)
     for name, count in (("training", encoded), ("validation", val_encoded)):
         if count.dropped:
             monitor.announce(
                 f"{count.dropped} {name} traces are longer than data.max_length and left out"
             )
-    model = _load_trainable(config)
+    with monitor.phase("loading the model"):
+        model = _load_trainable(config)
     check_vocabulary(model, codec.tokenizer)
     if resume is not None:
         monitor.announce(f"continuing from step {step_of(resume)}")

@@ -25,6 +25,7 @@ from agent_r1.monitor.query import RunIndex
 from agent_r1.monitor.records import ARROWS_FILE, TRAJECTORIES_FILE, trajectories_file
 from agent_r1.monitor.run import CONFIG_FILE, METRICS_FILE
 from agent_r1.monitor.tokens import TOKENS_FILE, TokenFinder
+from agent_r1.under_way import Part, SlowLines, to_stderr
 from agent_r1.viewer.growing import GrowingJsonl
 from agent_r1.viewer.latest import Latest, mark_of
 from agent_r1.viewer.shown import Seen
@@ -152,9 +153,11 @@ class RunView:
     def _read_on(self) -> None:
         """Take in a large run while its reader looks at what is there already."""
         index, before = RunIndex(self.path), -1  # of its own, so that nobody waits for it
-        with closing(index):
+        whole, lines = index.pending, SlowLines(to_stderr)  # the page tells as well
+        with closing(index), closing(lines):
             while index.pending and index.pending != before and self._index is not None:
                 before = index.pending
+                lines.show(Part(f"indexing {self.label}", whole - before, whole, of_bytes=True))
                 index.refresh()
                 time.sleep(0.02)  # requests want the processor as well
 

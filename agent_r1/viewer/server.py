@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from agent_r1.errors import DataError
+from agent_r1.under_way import under_way
 from agent_r1.viewer.access import Access
 from agent_r1.viewer.api import Api
 from agent_r1.viewer.catalog import Catalog
@@ -101,7 +102,9 @@ def serve(
         DataError: no run is in the folders, or the port is taken.
     """
     catalog = Catalog(roots)
-    if not catalog.runs():
+    with under_way("looking for runs"):
+        found = catalog.runs()
+    if not found:
         raise DataError(
             f"there is no run in {', '.join(map(str, roots))}; give the folder that training or "
             "evaluation wrote, or one above it"
