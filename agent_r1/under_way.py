@@ -22,6 +22,9 @@ FIRST_S = 2.0
 """Seconds of silence before the first plain line; before each further one twice as many."""
 LONGEST_S = 60.0
 
+VARIABLE = "AGENT_R1_PROGRESS"
+"""Environment variable that is 0 where no plain line is wanted, as what reads them is a program."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -65,6 +68,8 @@ class SlowLines:
         self._thread: threading.Thread | None = None
 
     def show(self, part: Part) -> None:
+        if os.environ.get(VARIABLE) == "0":
+            return
         with self._changed:
             began, _ = self._parts.get(part.label, (time.monotonic(), part))
             self._parts[part.label] = began, part

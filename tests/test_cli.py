@@ -25,6 +25,7 @@ def shell(line, *, cwd=None, **environ):
     """Run ``line`` in bash with ``agent-r1`` at hand."""
     script = f'agent-r1() {{ {COMMAND} "$@"; }}; {line}'
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_R1_")}
+    environment["AGENT_R1_PROGRESS"] = "0"  # which would be told depends on how busy a machine is
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     return subprocess.run(
         ["bash", "-c", script],

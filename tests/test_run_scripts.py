@@ -23,6 +23,7 @@ def shell(tmp_path):
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m agent_r1 "$@"\n')
     command.chmod(0o755)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("AGENT_R1_")}
+    environment["AGENT_R1_PROGRESS"] = "0"
     environment["PATH"] = f"{command.parent}:{environment['PATH']}"
     environment["PYTHONPATH"] = str(FOLDER.parents[1])
 

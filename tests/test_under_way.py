@@ -18,6 +18,11 @@ from agent_r1.under_way import Part, SlowLines
 LONG = 30.0
 
 
+@pytest.fixture(autouse=True)
+def wanted(monkeypatch):
+    monkeypatch.delenv(under_way.VARIABLE, raising=False)
+
+
 class Told:
     """Takes lines, and lets a phase wait for the next one."""
 
@@ -170,6 +175,13 @@ def test_a_command_in_a_pipe_tells_lines_on_standard_error(monkeypatch, capfd):
         assert came.wait(LONG)
     out, err = capfd.readouterr()
     assert out == "" and parts_of(err.splitlines()[0]) in ("writing model", "writing model 3")
+
+
+def test_a_program_that_reads_the_lines_can_do_without(monkeypatch):
+    monkeypatch.setenv(under_way.VARIABLE, "0")
+    lines = SlowLines(Told(), first_s=0.0)
+    lines.show(Part("writing model"))
+    assert lines._thread is None  # nobody who could tell
 
 
 def test_a_command_that_is_told_to_be_silent_is():
