@@ -52,11 +52,21 @@ class Process:
 
         return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
 
-    def start(self, command: Sequence[str], environ: Mapping[str, str], folder: str) -> int:
-        """Start ``command`` in ``folder``, with ``environ`` on top of the node's; its number."""
-        tie = (sys.executable, "-m", "agent_r1.distributed.tied", str(os.getpid()))
+    def start(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        folder: str,
+        whole_group: bool = False,
+    ) -> int:
+        """Start ``command`` in ``folder``, with ``environ`` on top of the node's; its number.
+
+        ``whole_group``: what it starts itself ends with this actor, too, however that ends.
+        """
+        tie = [sys.executable, "-m", "agent_r1.distributed.tied"]
+        tie += ["--group"] if whole_group else []
         self._child = subprocess.Popen(
-            [*tie, *command],
+            [*tie, str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

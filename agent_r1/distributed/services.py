@@ -94,7 +94,8 @@ class Service:
         """Start the process; returns at once."""
         self._started, self._served = time.monotonic(), False
         self._last.clear()
-        self._actor.start.remote(self._command, environment() | self._environ, os.getcwd())
+        environ = environment() | self._environ
+        self._actor.start.remote(self._command, environ, os.getcwd(), whole_group=True)
         self._polled = self._actor.poll.remote(_POLL_S)
 
     def look_after(self) -> None:

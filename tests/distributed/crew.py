@@ -7,6 +7,7 @@ import time
 import traceback
 from contextlib import suppress
 from multiprocessing.connection import wait
+from pathlib import Path
 
 TIMEOUT_S = 60.0
 
@@ -58,6 +59,16 @@ def until(condition, patience_s=120.0):
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.1)
+
+
+def of_session(session):
+    """The processes of this session, by number."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if file.read_text().rpartition(")")[2].split()[3] == session:
+                found.append(int(file.parent.name))
+    return found
 
 
 def _serve(rank, count, port, pipe):

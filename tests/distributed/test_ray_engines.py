@@ -13,11 +13,13 @@ from trainer.test_rl import lines
 from agent_r1.trainer.build import train
 
 from .conftest import SMALL
-from .crew import until
+from .crew import of_session, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.timeout(1200)]
 SERVER = "vllm.entrypoints.openai.api_server"
 STEPS = 4
+INSTEAD = {"server": None, "core": "child", "supervisor": "actor"}
+HOW = {"server": "was killed by signal 9", "core": "", "supervisor": "was lost with its machine"}
 
 
 @pytest.fixture
@@ -57,9 +59,10 @@ def nodes(cluster):
     return make
 
 
-def killing(run, tmp_path, parent):
-    mark, killed = f"AGENT_R1_TEST_MARK={run}", tmp_path / "killed.pid"
-    options = {"at": "2.", "word": SERVER, "mark": mark, "killed": str(killed), "parent": parent}
+def killing(run, tmp_path, victim):
+    mark, killed = f"AGENT_R1_TEST_MARK={run}", tmp_path / "killed.session"
+    options = {"at": "2.", "mark": mark, "killed": str(killed)}
+    options |= {"word": SERVER, "instead": INSTEAD[victim]}
     return [f"tool.env={TOY}:EngineKillingEnv", f"tool.env_kwargs={json.dumps(options)}"]
 
 
@@ -100,17 +103,17 @@ def test_ranks_on_two_nodes_train_with_an_engine_on_a_third(
     check(run, toy_config, tmp_path / "model")
 
 
-@pytest.mark.parametrize(("victim", "replicas"), [("server", 1), ("supervisor", 2)])
+@pytest.mark.parametrize(("victim", "replicas"), [("server", 1), ("core", 1), ("supervisor", 2)])
 def test_an_engine_killed_in_mid_flight_is_replaced_and_its_trajectories_are_sampled_again(
     start, nodes, settings, toy_config, tmp_path, victim, replicas
 ):
     nodes(1, replicas)
-    disturbance = killing("killed", tmp_path, victim == "supervisor")
+    disturbance = killing("killed", tmp_path, victim)
     run, process = start("killed", *settings(replicas), *disturbance)
     said, _ = process.communicate(timeout=1100)
     assert process.returncode == 0, said
-    assert (tmp_path / "killed.pid").read_text()
-    how = "was killed by signal 9" if victim == "server" else "was lost with its machine"
-    assert said.count("it is started again") == 1 and how in said
+    session = (tmp_path / "killed.session").read_text()
+    assert session and not of_session(session)  # not even of its children anything is left
+    assert said.count("it is started again") == 1 and HOW[victim] in said
     assert sum(line.startswith("lost http") for line in said.splitlines()) == 1
     check(run, toy_config, tmp_path / "model")

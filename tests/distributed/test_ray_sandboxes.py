@@ -148,10 +148,10 @@ def test_a_service_that_stands_still_is_avoided_and_taken_back(both):
     until(lambda: programs(client, 20) == 20 and ran(made[1]) > before + 3, made)
 
 
-def of_programs(run, at, isolation, tmp_path, parent):
+def of_programs(run, at, isolation, tmp_path, instead):
     """Settings of a run whose tools are programs; at step ``at`` a service is killed."""
-    options = {"at": at, "word": "serve", "mark": f"AGENT_R1_TEST_MARK={run}", "parent": parent}
-    options["killed"] = str(tmp_path / f"{run}.pid")
+    options = {"at": at, "word": "serve", "mark": f"AGENT_R1_TEST_MARK={run}"}
+    options |= {"killed": str(tmp_path / f"{run}.session"), "instead": instead}
     return [
         "sandbox.executor=ray",
         f"sandbox.isolation={isolation}",
@@ -170,13 +170,13 @@ def test_a_run_whose_sandbox_is_killed_under_a_program_has_the_trajectories_of_a
     for _ in range(nodes):
         cluster.add_node(num_cpus=1, **SMALL)
     cluster.wait_for_nodes()
-    said = {}
+    said, instead = {}, None if victim == "service" else "actor"
     for run, at in (("whole", "never"), ("disturbed", "2.")):
-        settings = of_programs(run, at, isolation, tmp_path, victim == "supervisor")
+        settings = of_programs(run, at, isolation, tmp_path, instead)
         _, process = start(run, *settings, f"ray.address={cluster.address}")
         said[run], _ = process.communicate(timeout=550)
         assert process.returncode == 0, said[run]
-    assert (tmp_path / "disturbed.pid").read_text()
+    assert (tmp_path / "disturbed.session").read_text()
     assert said["disturbed"].count("it is started again") == 1
     how = "was killed by signal 9" if victim == "service" else "was lost with its machine"
     assert how in said["disturbed"] and "started again" not in said["whole"]

@@ -106,14 +106,14 @@ class KillingEnv(ToyEnv):
     """Kills a process of the run with SIGKILL, once, when a trajectory of step ``at`` calls it.
 
     ``word`` is in the command line of that process, and ``mark``, which looks like ``NAME=value``,
-    in its environment. ``killed`` is a file that holds its number afterwards. ``parent``: what
-    started the process is killed in its place.
+    in its environment. ``killed`` is a file that holds its session afterwards. ``instead``: the
+    ``actor`` that watches it or its ``child`` is killed in its place.
     """
 
-    def __init__(self, at, word, mark, killed, parent=False):
+    def __init__(self, at, word, mark, killed, instead=None):
         super().__init__()
         self.at, self.word, self.mark = at, word, mark.encode()
-        self.killed, self.parent = Path(killed), parent
+        self.killed, self.instead = Path(killed), instead
 
     def step(self, raw_response):
         if call_context.get().trajectory_id.startswith(self.at):
@@ -134,15 +134,22 @@ class KillingEnv(ToyEnv):
         self.kill(victim)
 
     def kill(self, victim):
-        if self.parent:
-            status = Path(f"/proc/{victim}/status").read_text()
-            victim = int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])
+        session = os.getsid(victim)
+        if self.instead == "actor":
+            victim = parent_of(parent_of(victim))
+        elif self.instead == "child":
+            victim = int(Path(f"/proc/{victim}/task/{victim}/children").read_text().split()[-1])
         os.kill(victim, signal.SIGKILL)
-        self.killed.write_text(str(victim))
+        self.killed.write_text(str(session))
 
 
 def command_of(process):
     return Path(f"/proc/{process}/cmdline").read_bytes().decode().split("\0")
+
+
+def parent_of(process):
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(re.search(r"^PPid:\s+(\d+)", status, re.MULTILINE)[1])
 
 
 class EngineKillingEnv(KillingEnv):
