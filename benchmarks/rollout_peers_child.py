@@ -101,7 +101,9 @@ def main() -> None:
     job = Job(**json.loads(os.environ["ROLLOUT_JOB"]))
     logging.disable(logging.INFO)
     before = served(job.url)
-    did = {"ours": run_ours, "trl": run_trl, "verifiers": run_verifiers}[job.system](job)
+    runs = {"ours": run_ours, "trl": run_trl, "trl_trainer": run_trl_trainer}
+    runs["verifiers"] = run_verifiers
+    did = runs[job.system](job)
     after = served(job.url)
     counts = {f"served_{kind}_tokens": after[kind] - before[kind] for kind in before}
     print(json.dumps(vars(did) | counts))
@@ -223,6 +225,58 @@ def run_trl(job: Job) -> Did:
     if failures:
         raise SystemExit(f"calls of TRL's tool failed: {samples[0].completion}")
     return Did(seconds, cpu, len({sample.group_id for sample in samples}), tokens, calls)
+
+
+def run_trl_trainer(job: Job) -> Did:
+    """The tools of ``GRPOTrainer``, without any training.
+
+    It transfers no weights, which its NCCL could not on CPUs. It samples as in an evaluation,
+    one trajectory for each prompt; as many prompts at once as it is given.
+    """
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.generation import vllm_client, vllm_generation
+
+    for module in (vllm_client, vllm_generation):  # only their own transfer uses vLLM
+        module.is_vllm_available = lambda *args, **kwargs: True
+    vllm_client.VLLMClient.init_communicator = lambda self, **kwargs: None
+    vllm_generation.VLLMClient = vllm_client.VLLMClient
+    vllm_generation.VLLMGeneration.sync_weights = lambda self: None
+    prompts = [[{"role": "user", "content": prompt}] for prompt in job.prompts]
+    trainer = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(job.folder, dtype="float32"),
+        reward_funcs=[no_reward],
+        args=GRPOConfig(
+            output_dir=f"{Path(job.folder).parent}/trl",
+            use_vllm=True,
+            vllm_mode="server",
+            vllm_server_base_url=job.url,
+            max_completion_length=400,
+            num_generations_eval=1,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+        ),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=AutoTokenizer.from_pretrained(job.folder),
+        tools=[look_up],
+    )
+    trainer.model.eval()
+    # Set for each batch by the method around the one that is called here, which would score it too.
+    trainer._sync_tool_dicts = [{}] * AT_ONCE
+    trainer._async_tool_dicts = [{look_up.__name__: look_up}] * AT_ONCE
+    clock = Clock()
+    masks, calls = [], 0.0
+    for start in range(0, len(prompts), AT_ONCE):
+        batch = prompts[start : start + AT_ONCE]
+        masks += trainer._generate(batch)[2]
+        calls += len(batch) * trainer._metrics["eval"]["tools/call_frequency"][-1]
+    seconds, cpu = clock.read()
+    if any(trainer._metrics["eval"]["tools/failure_frequency"]):
+        raise SystemExit("calls of TRL's tool failed")
+    return Did(seconds, cpu, len(masks), sum(map(sum, masks)), round(calls))
 
 
 def _collected(worker: Any, count: int) -> list[Any]:
