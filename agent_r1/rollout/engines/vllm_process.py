@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import socket
@@ -16,15 +15,15 @@ from pathlib import Path
 from agent_r1.errors import EngineError
 from agent_r1.rollout.engines.vllm_server import VLLMServer
 
-_PR_SET_PDEATHSIG = 1
 _GRACE_S = 10.0
+_GUARD = str(Path(__file__).with_name("vllm_guard.py"))
 
 
 class VLLMProcess:
     """One ``vllm serve`` in a process group of its own, on a port of the loopback device.
 
-    ``command`` is everything but host and port. Output goes to ``log``. On Linux the server
-    is told to end when the trainer dies, however it dies.
+    ``command`` is everything but host and port. Output goes to ``log``. A second process ends
+    the group when the trainer dies, however it dies (:mod:`agent_r1.rollout.engines.vllm_guard`).
     """
 
     def __init__(self, command: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
@@ -32,6 +31,7 @@ class VLLMProcess:
         self._environ = dict(environ)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
         self.url = ""
 
     def start(self) -> None:
@@ -48,10 +48,16 @@ class VLLMProcess:
                     stdin=subprocess.DEVNULL,
                     env=self._environ,
                     start_new_session=True,
-                    preexec_fn=_end_with_parent,
                 )
             except OSError as error:
                 raise EngineError(f"vLLM cannot be started: {words[0]}: {error}") from error
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", _GUARD, str(self._process.pid), str(_GRACE_S)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int | None:
@@ -95,6 +101,9 @@ class VLLMProcess:
     def kill(self) -> None:
         """End the whole process group at once."""
         self._signal(signal.SIGKILL)
+        if self._guard is not None:
+            self._guard.kill()  # first: the group's number may be another's afterwards
+            self._guard.communicate()
         if self._process is not None:
             self._process.wait()
 
@@ -104,15 +113,6 @@ class VLLMProcess:
                 os.killpg(self._process.pid, number)
             except ProcessLookupError:
                 return
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _end_with_parent() -> None:
-    """In the child, before it becomes vLLM."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:
