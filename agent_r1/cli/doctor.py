@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent_r1.cli.base import ExampleCommand, configured, load
+from agent_r1.cli.base import ExampleCommand, configured, load, under_way
 
 if TYPE_CHECKING:
     from agent_r1.config.schema import Config
@@ -51,8 +51,9 @@ def doctor(
     from agent_r1.config import Config
 
     config = load(Config, file, overrides)
-    from agent_r1.distributed.doctor import table
-    from agent_r1.distributed.verdict import judge
+    with under_way("starting"):
+        from agent_r1.distributed.doctor import table
+        from agent_r1.distributed.verdict import judge
 
     observed = _observe(config, _question(config, shared, ports))
     findings = judge(observed, _wanted(config))
@@ -107,8 +108,9 @@ def _observe(config: Config, question: Question) -> Observed:
     from agent_r1.distributed.doctor import observe_cluster, observe_here
 
     if config.ray.address is None:
-        return observe_here(question)
+        with under_way("looking at this machine"):
+            return observe_here(question)
     from agent_r1.distributed.cluster import joined
 
-    with joined(config.ray.address) as nodes:
+    with joined(config.ray.address) as nodes, under_way("looking at every node"):
         return observe_cluster(question, nodes)

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from agent_r1.errors import ClusterError, ConfigError
+from agent_r1.under_way import under_way
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ def joined(address: str) -> Iterator[list[Node]]:
         try:
             if address != "local":
                 _knock(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
-            ray.init(address, log_to_driver=False, configure_logging=False)
+            with under_way("starting Ray" if address == "local" else "joining the Ray cluster"):
+                ray.init(address, log_to_driver=False, configure_logging=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at ray.address={address}: {error}. Start one with "

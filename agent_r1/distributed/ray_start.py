@@ -27,6 +27,7 @@ from agent_r1.distributed.process import Report
 from agent_r1.distributed.services import Service, engines_of, sandboxes_of
 from agent_r1.errors import ClusterError
 from agent_r1.rollout.engines.vllm_weights import FOLDER_VARIABLE
+from agent_r1.under_way import under_way
 
 _POLL_S: Final = 1.0
 _ORIGIN_S: Final = 3.0
@@ -99,7 +100,8 @@ class _Cluster:
 
     def run(self, command: Sequence[str], count: int) -> None:
         """Place and start everything, and return when all ranks are done."""
-        groups = self._reserve()
+        with under_way("waiting for the machines of the run"):
+            groups = self._reserve()
         crew = _Crew(self._ray, self._say)
         services: list[Service] = []
         try:
