@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +49,7 @@ def joined(address: str) -> Iterator[list[Node]]:
     """
     ray = require_ray()
     ours = not ray.is_initialized()
+    handler = signal.getsignal(signal.SIGTERM)  # Ray puts one of its own in its place
     if ours:
         try:
             if address != "local":
@@ -63,6 +66,8 @@ def joined(address: str) -> Iterator[list[Node]]:
     finally:
         if ours:
             ray.shutdown()
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
 
 
 def _knock(address: str, patience_s: float = 10.0) -> None:
