@@ -2,7 +2,7 @@
 import {useEffect, useRef, useState} from "./core.js";
 
 const PAUSE_MS = 500;
-const WAIT_MS = 90;
+const WAIT_MS = 130;
 
 // [text, type]: what the field shows, and what is called with every input. `ask` gets the text at
 // once where nothing was typed for PAUSE_MS, otherwise when WAIT_MS have passed without another
