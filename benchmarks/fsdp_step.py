@@ -10,13 +10,17 @@ told with the figures. That all did the same work is checked by the gradient's n
 
     local  a LocalWorker, without a process group
     one    a RankWorker alone: FSDP2's hooks, shards and collectives without anyone to talk to
-    two    two of them over gloo on the loopback interface, weights gathered twice a micro-batch
-    once   the same with ``fsdp_config.reshard_after_forward=false``: gathered once a step
+    two    two of them over gloo on the loopback interface, as configured by default on processors:
+           weights are gathered and gradients exchanged once an optimizer step
+    often  the same as by default on GPUs (``reshard_after_forward=true``, ``gradient_sync=
+           micro_batch``): gathered twice and exchanged once a micro-batch, at less memory
     trl    with ``--peer-python``: two processes of TRL's GRPOTrainer. accelerate 1.15 has FSDP on
            accelerators only, so that on processors each holds a whole copy (DDP)
 
 Printed are ``overhead`` (seconds of *one* over *local*, less 1; at most 10 % is wanted) and
-``speed-up`` (*one* over *two*; at least 1.7 is wanted), and the peak of memory of a rank.
+``speed-up`` (*one* over *two*; at least 1.7 is wanted), and the peak of memory of a rank. Ratios
+are medians over the rounds: a processor's speed drifts over minutes, which a round is too short
+for.
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ from typing import Any
 
 from train_step_child import SHAPES, Job, Meter, Shape, make_rows, save_model, to_batch
 
-SYSTEMS = {"local": 1, "one": 1, "two": 2, "once": 2}
+SYSTEMS = {"local": 1, "one": 1, "two": 2, "often": 2}
 PEER = "trl"
 TIMEOUT_S = 600.0
 
@@ -95,7 +99,8 @@ def make_worker(ranks: Any, folder: str, shape: Shape, system: str) -> Any:
     from agent_r1.distributed.shard import shard_model
     from agent_r1.distributed.worker import RankWorker
 
-    shard_model(model, ranks.mesh(), reshard_after_forward=system != "once")
+    often = system == "often"
+    shard_model(model, ranks.mesh(), reshard_after_forward=often, reduce_every_pass=often)
     return RankWorker(model, config, ranks=ranks, total_steps=100)
 
 
@@ -153,16 +158,20 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     if max(norms) - min(norms) > 1e-3 * max(norms):
         raise SystemExit(f"the systems did different work: gradient norms {norms}")
     summary = {system: summarise(results, tokens) for system, results in runs.items()}
-    seconds = {system: found["seconds"] for system, found in summary.items()}
+
+    def ratio(over: str, under: str, key: str = "seconds") -> float:
+        """Median over the rounds, within which the two ran one soon after the other."""
+        pairs = zip(runs[over], runs[under], strict=True)
+        return statistics.median(timed(one, key) / timed(other, key) for one, other in pairs)
+
     ratios = {}
     if PEER in summary:
-        peer = summary[PEER]
-        for system, key in (("two", ""), ("once", "_once")):
-            ours = summary[system]
+        for system, name in (("two", ""), ("often", "_often")):
+            memory = summary[system]["peak_gib"] / summary[PEER]["peak_gib"]
             ratios |= {
-                f"speed_over_trl{key}": ours["tokens_per_second"] / peer["tokens_per_second"],
-                f"cpu_over_trl{key}": peer["cpu_seconds"] / ours["cpu_seconds"],
-                f"memory_of_trl{key}": ours["peak_gib"] / peer["peak_gib"],
+                f"speed_over_trl{name}": ratio(PEER, system),
+                f"cpu_over_trl{name}": ratio(PEER, system, "cpu_seconds"),
+                f"memory_of_trl{name}": memory,
             }
     return {
         "shape": options.shape,
@@ -171,14 +180,19 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "load_after": os.getloadavg()[0],
         **summary,
         **ratios,
-        "overhead": seconds["one"] / seconds["local"] - 1,
-        "speed_up": seconds["one"] / seconds["two"],
-        "speed_up_once": seconds["one"] / seconds["once"],
-        "cpu_speed_up": summary["one"]["cpu_seconds"] / summary["two"]["cpu_seconds"],
-        "cpu_speed_up_once": summary["one"]["cpu_seconds"] / summary["once"]["cpu_seconds"],
-        "cpu_overhead": summary["one"]["cpu_seconds"] / summary["local"]["cpu_seconds"] - 1,
-        "speed_up_over_local": seconds["local"] / seconds["two"],
+        "overhead": ratio("one", "local") - 1,
+        "speed_up": ratio("one", "two"),
+        "speed_up_often": ratio("one", "often"),
+        "cpu_speed_up": ratio("one", "two", "cpu_seconds"),
+        "cpu_speed_up_often": ratio("one", "often", "cpu_seconds"),
+        "cpu_overhead": ratio("one", "local", "cpu_seconds") - 1,
+        "speed_ups": [timed(a) / timed(b) for a, b in zip(runs["one"], runs["two"], strict=True)],
     }
+
+
+def timed(result: dict[str, Any], key: str = "seconds") -> float:
+    """Of an update of one process, its first left out."""
+    return statistics.median(result[key][1:])
 
 
 def summarise(results: list[dict[str, Any]], tokens: int) -> dict[str, float]:
@@ -213,7 +227,7 @@ def main() -> None:
         )
     print(f"overhead of the sharded path {found['overhead']:+.1%}")
     print(f"the same in CPU seconds {found['cpu_overhead']:+.1%}")
-    for name, key in (("gathered twice a micro-batch", ""), ("gathered once", "_once")):
+    for name, key in (("as on processors", ""), ("as on GPUs", "_often")):
         seconds, cpu = found[f"speed_up{key}"], found[f"cpu_speed_up{key}"]
         print(f"two ranks, {name}, against one {seconds:.2f}x, in CPU seconds {cpu:.2f}x")
         if PEER in found:
@@ -223,6 +237,8 @@ def main() -> None:
                 f"two ranks, {name}, against TRL {seconds:.2f}x, in CPU seconds {cpu:.2f}x, "
                 f"{memory:.2f}x its memory"
             )
+    each = ", ".join(f"{value:.2f}" for value in found["speed_ups"])
+    print(f"two ranks against one, round by round: {each}")
     print(f"load of the machine {found['load_before']:.1f} before, {found['load_after']:.1f} after")
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=2) + "\n")

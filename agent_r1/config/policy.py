@@ -83,13 +83,26 @@ class FsdpConfig(Section):
     only while it computes."""
     optimizer_offload: bool = False
     """The same: shards and optimizer stay together."""
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool | None = None
     """Give a layer up after its forward pass and gather it once more for its backward pass, in
     every micro-batch. false gathers each layer once an optimizer step and keeps all of the
-    weights on every GPU during an update."""
+    weights on every GPU during an update. null: true on GPUs, false on processors."""
+    gradient_sync: Literal["micro_batch", "step"] | None = None
+    """When gradients are added up over the processes. ``step``: once an optimizer step, until
+    which each process keeps its own for all of the weights, in float32. null: every micro-batch
+    on GPUs, once a step on processors."""
     fsdp_size: Annotated[int, Field(ge=-1)] = -1
     """Processes that share the shards of one copy, neighbours in rank; their number divides that
     of all processes. -1: all of them. The GPUs of a machine, to gather within machines only."""
+
+    def reshards(self, device: str) -> bool:
+        """``reshard_after_forward`` with what null stands for on ``cuda`` or ``cpu``."""
+        chosen = self.reshard_after_forward
+        return device == "cuda" if chosen is None else chosen
+
+    def syncs_every_pass(self, device: str) -> bool:
+        """Whether ``gradient_sync`` is ``micro_batch`` on ``cuda`` or ``cpu``."""
+        return (self.gradient_sync or ("micro_batch" if device == "cuda" else "step")) != "step"
 
 
 class ModelConfig(Section):

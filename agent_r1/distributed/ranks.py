@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from agent_r1.data.batch import Batch, token_budget_batches
+from agent_r1.distributed.shard import reduce_gradients
 from agent_r1.errors import ConfigError, RankError
 
 T = TypeVar("T")
@@ -90,6 +91,13 @@ class Ranks:
         missing = max(map(len, cuts)) - len(own)
         none = torch.zeros(0, dtype=torch.int64, device=batch.lengths.device)
         return own + [none] * missing
+
+    def passes(self, module: nn.Module, batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+        """This rank's micro-batches; gradients are exchanged as ``module`` was sharded for."""
+        cuts = self.cut(batch, max_tokens)
+        for number, rows in enumerate(cuts, start=1):
+            reduce_gradients(module, last=number == len(cuts))
+            yield rows
 
     def imbalance(self) -> float | None:
         """Mean since the last call of how much more than the average the fullest rank had."""

@@ -131,7 +131,8 @@ def build_rank(config: Config, ranks: Ranks, training_steps: int) -> RankWorker:
                 ranks.mesh(settings.fsdp_size),
                 compute=compute,
                 offload=offload or settings.param_offload or settings.optimizer_offload,
-                reshard_after_forward=settings.reshard_after_forward,
+                reshard_after_forward=settings.reshards(ranks.device_type),
+                reduce_every_pass=settings.syncs_every_pass(ranks.device_type),
             )
     options = worker_options(config, training_steps)
     return RankWorker(

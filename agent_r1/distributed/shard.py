@@ -20,6 +20,9 @@ from torch.distributed.tensor import DTensor
 from agent_r1.errors import ModelError
 from agent_r1.models.sharded import TIED, whole
 
+_REDUCED_ONCE = "agent_r1_reduced_once"
+"""Attribute of a sharded model whose gradients are added up at the end of an optimizer step."""
+
 
 def shard_model(
     model: nn.Module,
@@ -28,6 +31,7 @@ def shard_model(
     compute: torch.dtype = torch.float32,
     offload: bool = False,
     reshard_after_forward: bool = True,
+    reduce_every_pass: bool = True,
 ) -> nn.Module:
     """Spread ``model`` over ``mesh`` in place: float32 shards, computed with in ``compute``.
 
@@ -38,7 +42,8 @@ def shard_model(
     embedding table is tied to it anew. ``offload`` keeps the shards, and so the optimizer, in
     the machine's memory. A ``mesh`` with two axes is one of groups that each hold all shards.
     Without ``reshard_after_forward`` what was gathered stays until :func:`reshard`, so that the
-    micro-batches of an optimizer step gather it once.
+    micro-batches of an optimizer step gather it once. Without ``reduce_every_pass`` each rank
+    keeps its own gradients whole, until :func:`reduce_gradients` is told of the last micro-batch.
     """
     model.to(torch.float32)
     narrow = None if compute is torch.float32 else compute
@@ -55,6 +60,7 @@ def shard_model(
         fully_shard(layer, reshard_after_forward=reshard_after_forward, **options)
     fully_shard(trunk, reshard_after_forward=False, **options)
     trunk.set_reshard_after_backward(reshard_after_forward)
+    setattr(model, _REDUCED_ONCE, not reduce_every_pass)
     if tied:
         assert head is not None
         head.weight = table.weight
@@ -68,6 +74,17 @@ def shard_model(
             f"({', '.join(loose[:3])}), which cannot be sharded; train it in one process"
         )
     return model
+
+
+def reduce_gradients(model: nn.Module, *, last: bool) -> None:
+    """Say before a pass whether it is the last one of an optimizer step.
+
+    Its backward pass then adds up the ranks' gradients, and those of the passes before that
+    were kept for it.
+    """
+    for module in model.modules() if getattr(model, _REDUCED_ONCE, False) else ():
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last, recurse=False)
 
 
 def _head_of(model: nn.Module) -> Any:

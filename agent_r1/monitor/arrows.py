@@ -18,7 +18,7 @@ Columns, one row a trajectory:
               which each list of ids is its length
 
 A log-probability that is no float32 stays in ``record``, so that nothing is ever rounded.
-Where a row stands is one number, its place: that of its batch in bytes, times 64, plus the row.
+Where a row stands is one number, its place: that of its batch in bytes, times 256, plus the row.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -38,10 +38,16 @@ import pyarrow as pa
 from agent_r1.errors import DataError
 from agent_r1.monitor.appending import AppendOnly
 from agent_r1.monitor.jsonl import decode, encode
-from agent_r1.monitor.records import Stored, encode_shell, json_numbers, with_loss_mask
+from agent_r1.monitor.records import (
+    Stored,
+    TurnShell,
+    encode_shell,
+    json_numbers,
+    with_loss_mask,
+)
 from agent_r1.types import Turn
 
-BATCH_ROWS = 64
+BATCH_ROWS = 256
 """Most rows of a batch, and the factor of places."""
 BATCH_TOKENS = 1 << 18
 """Tokens after which a batch is full: reading one trajectory decompresses its batch."""
@@ -217,41 +223,55 @@ def record_of(
 # --- writing -----------------------------------------------------------------------------
 
 
+def full_batches(tokens: Iterable[int]) -> Iterator[range]:
+    """Rows by batches, none larger than its bounds. ``tokens`` says how many each row has."""
+    start = held = number = 0
+    for number, count in enumerate(tokens, start=1):
+        row = number - 1
+        if row > start and (row - start == BATCH_ROWS or held + count > BATCH_TOKENS):
+            yield range(start, row)
+            start, held = row, 0
+        held += count
+    if number > start:
+        yield range(start, number)
+
+
 def _parts(rows: Sequence[Stored]) -> Iterator[list[Stored]]:
-    """Rows by batches: none larger than its bounds, and one step in each."""
-    part: list[Stored] = []
-    tokens = 0
-    for row in rows:
-        turns = row.trajectory.turns
-        size = len(turns[-1].next_prompt_ids) if turns else 0
-        full = len(part) == BATCH_ROWS or tokens + size > BATCH_TOKENS
-        if part and (full or row.step != part[0].step):
-            yield part
-            part, tokens = [], 0
-        part.append(row)
-        tokens += size
-    if part:
-        yield part
+    """Rows by batches, with one step in each."""
+    for _, same in groupby(rows, key=lambda row: row.step):
+        some = list(same)
+        for part in full_batches(_last_context(row.trajectory.turns) for row in some):
+            yield some[part.start : part.stop]
+
+
+def _last_context(turns: Sequence[Turn]) -> int:
+    if not turns:
+        return 0
+    last = turns[-1]
+    return len(last.prompt_ids) + len(last.completion.token_ids) + len(last.observation_ids)
 
 
 def _batch(rows: Sequence[Stored]) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     shells = [encode_shell(row.trajectory, step=row.step, split=row.split) for row in rows]
     tokens = _Tokens()
     for row, shell in zip(rows, shells, strict=True):
-        tokens.add(row.trajectory.turns, shell["turns"])
-    lists = tokens.columns()
-    for (trajectory, _, _), shell in zip(rows, shells, strict=True):
-        for name in ("step", "split", "id", "group_id", "index", "outcome"):
-            columns[name].append(_unicode(shell[name]))
-        columns["task_id"].append(_unicode(trajectory.task.id))
-        columns["data_source"].append(_unicode(trajectory.task.data_source))
-        columns["reward"].append(None if trajectory.reward is None else trajectory.reward.value)
-        columns["record"].append(encode(shell))
-    arrays = [
-        lists[field.name] if field.name in lists else pa.array(columns[field.name], field.type)
-        for field in SCHEMA
-    ]
+        tokens.add(row.trajectory.turns, shell.turns)
+    columns: dict[str, Any] = tokens.columns() | {
+        "step": [shell.step for shell in shells],
+        "split": [shell.split for shell in shells],
+        "id": [_unicode(shell.id) for shell in shells],
+        "group_id": [_unicode(shell.group_id) for shell in shells],
+        "index": [shell.index for shell in shells],
+        "task_id": [_unicode(shell.task["id"]) for shell in shells],
+        "data_source": [_unicode(shell.task["data_source"]) for shell in shells],
+        "outcome": [shell.outcome for shell in shells],
+        "reward": [None if shell.reward is None else shell.reward["value"] for shell in shells],
+    }
+    columns["record"] = [encode(shell) for shell in shells]  # after the tokens were counted
+    arrays = []
+    for field in SCHEMA:
+        column = columns[field.name]
+        arrays.append(column if isinstance(column, pa.Array) else pa.array(column, field.type))
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
@@ -262,61 +282,64 @@ class _Tokens:
 
     def __init__(self) -> None:
         self._ids: list[int] = []
-        self._mask = bytearray()
+        self._pieces: list[int] = []
+        """Lengths of what stands in ``_ids``: of each turn prompt, action, observation."""
         self._logprobs: list[float] = []
-        self._versions: list[int] = []
+        self._versions: list[tuple[int, int]] = []
+        """Runs of (version, tokens)."""
         self._ends: list[tuple[int, int, int]] = [(0, 0, 0)]
-        """After each row: of all tokens, of those of the model, of their versions."""
+        """After each row: of all tokens, of log-probabilities, of what the model wrote."""
         self._unknown: list[bool] = []
-        self._turns: list[tuple[dict[str, Any], int, int]] = []
+        self._turns: list[tuple[TurnShell, int, int]] = []
 
-    def add(self, turns: Sequence[Turn], told: Sequence[dict[str, Any]]) -> None:
+    def add(self, turns: Sequence[Turn], told: Sequence[TurnShell]) -> None:
         """Take the lists of a row's turns; what is told of them keeps their lengths."""
-        known = all(turn.completion.logprobs is not None for turn in turns)
+        ids, logprobs, wrote = self._ids, self._logprobs, self._ends[-1][2]
+        unknown = False
         for turn, found in zip(turns, told, strict=True):
             completion = turn.completion
-            prompt = turn.prompt_ids if found["prompt_ids"] is not None else ()
-            for ids, mine in (
-                (prompt, b"\0"),
-                (completion.token_ids, b"\1"),
-                (turn.observation_ids, b"\0"),
-            ):
-                self._ids += ids
-                self._mask += mine * len(ids)
-            if found["prompt_ids"] is not None:
-                found["prompt_ids"] = len(prompt)
-            count = len(completion.token_ids)
-            found["token_ids"] = count
-            found["observation_ids"] = len(turn.observation_ids)
-            for (first, version), (end, _) in pairwise([*completion.versions, (count, 0)]):
-                self._versions += [version] * (end - first)
-            if not known:
-                found["logprobs"] = json_numbers(completion.logprobs)
+            prompt = 0
+            if found.prompt_ids is not None:
+                ids += turn.prompt_ids
+                found.prompt_ids = prompt = len(turn.prompt_ids)
+            ids += completion.token_ids
+            ids += turn.observation_ids
+            found.token_ids = count = len(completion.token_ids)
+            found.observation_ids = observed = len(turn.observation_ids)
+            self._pieces += (prompt, count, observed)
+            wrote += count
+            for (first, version), (end, _) in pairwise((*completion.versions, (count, 0))):
+                self._versions.append((version, end - first))
+            unknown |= completion.logprobs is None
+        for turn, found in zip(turns, told, strict=True):
+            if unknown:
+                found.logprobs = json_numbers(turn.completion.logprobs)
                 continue
-            found["logprobs"] = True
-            start = len(self._logprobs)
-            self._logprobs += completion.logprobs or ()
-            self._turns.append((found, start, len(self._logprobs)))
-        self._ends.append((len(self._ids), len(self._logprobs), len(self._versions)))
-        self._unknown.append(not known)
+            found.logprobs, start = True, len(logprobs)
+            logprobs += turn.completion.logprobs or ()
+            self._turns.append((found, start, len(logprobs)))
+        self._ends.append((len(ids), len(logprobs), wrote))
+        self._unknown.append(unknown)
 
     def columns(self) -> dict[str, pa.Array]:
         """The columns; numbers that float32 would round are told instead."""
-        wide = np.array(self._logprobs, np.float64)
+        wide = np.fromiter(self._logprobs, np.float64, len(self._logprobs))
         with np.errstate(over="ignore"):
             narrow = wide.astype(np.float32)
         rounded = (narrow != wide) & ~np.isnan(wide)
         if rounded.any():
             for found, start, end in self._turns:
                 if rounded[start:end].any():
-                    found["logprobs"] = json_numbers(self._logprobs[start:end])
+                    found.logprobs = json_numbers(self._logprobs[start:end])
                     narrow[start:end] = np.nan
-        ids, scored, versions = zip(*self._ends, strict=True)
+        ids, scored, written = zip(*self._ends, strict=True)
+        mine = np.tile(np.array([0, 1, 0], np.int8), len(self._pieces) // 3)
+        runs = np.array(self._versions, np.int32).reshape(-1, 2)
         return {
-            "ids": _lists(ids, np.array(self._ids, np.int32)),
-            "mask": _lists(ids, np.frombuffer(bytes(self._mask), np.int8)),
+            "ids": _lists(ids, np.fromiter(self._ids, np.int32, len(self._ids))),
+            "mask": _lists(ids, np.repeat(mine, self._pieces)),
             "logprobs": _lists(scored, narrow, self._unknown),
-            "versions": _lists(versions, np.array(self._versions, np.int32)),
+            "versions": _lists(written, np.repeat(runs[:, 0], runs[:, 1])),
         }
 
 
@@ -330,23 +353,6 @@ def _unicode(value: Any) -> Any:
     if not isinstance(value, str) or value.isascii():
         return value
     return value.encode("utf-8", "replace").decode()
-
-
-def list_array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """A column of plain values or of numpy arrays.
-
-    Arrow's own conversion of nested lists visits every number; this one copies them.
-    """
-    if not pa.types.is_list(kind):
-        return pa.array(values, kind)
-    lengths = [0 if value is None else len(value) for value in values]
-    offsets = pa.array(np.cumsum([0, *lengths]), pa.int32())
-    kept = [value for value in values if value is not None]
-    flat = np.concatenate(kept) if kept else np.zeros(0)
-    missing = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(
-        offsets, pa.array(flat.astype(kind.value_type.to_pandas_dtype())), mask=missing
-    )
 
 
 def _length(file: BinaryIO, start: int) -> int:

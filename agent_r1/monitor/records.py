@@ -29,6 +29,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from agent_r1.errors import DataError
 from agent_r1.monitor.jsonl import json_number, read_jsonl
 from agent_r1.types import (
@@ -50,6 +52,48 @@ ARROWS_FILE = "trajectories.arrows"
 """See ``monitor/arrows.py``."""
 
 Split = Literal["train", "val"]
+
+
+class TurnShell(msgspec.Struct, gc=False):
+    """A turn as the file has it. Without tokens until they are filled in."""
+
+    prompt_ids: Any
+    """None where it continues the turn before."""
+    token_ids: Any
+    logprobs: Any
+    counted: int | None
+    finish: Finish
+    stop: str | None
+    versions: Versions
+    text: str
+    observation_ids: Any
+    observation_text: str
+    tool_calls: list[dict[str, Any]]
+    generate_seconds: float | str
+    tool_seconds: float | str
+    reward: float | None
+
+
+class Shell(msgspec.Struct, gc=False):
+    """A trajectory as the file has it, but for its tokens and masks.
+
+    Structs are built and encoded in two thirds of the time of dictionaries.
+    """
+
+    format: int
+    step: int
+    split: Split
+    id: str
+    group_id: str
+    index: int
+    outcome: Outcome
+    error: str | None
+    seconds: float | str
+    state: Any
+    opening: str
+    task: dict[str, Any]
+    reward: dict[str, Any] | None
+    turns: list[TurnShell]
 
 
 class StoredTrajectory(NamedTuple):
@@ -118,10 +162,15 @@ def trajectories_file(path: Path) -> Path:
 
 def encode_trajectory(trajectory: Trajectory, *, step: int, split: Split) -> dict[str, Any]:
     """The JSON object of one line."""
-    record = encode_shell(trajectory, step=step, split=split)
-    for turn, told in zip(trajectory.turns, record["turns"], strict=True):
-        told |= _encode_tokens(turn, continues=told["prompt_ids"] is None)
-    return with_loss_mask(record)
+    shell = encode_shell(trajectory, step=step, split=split)
+    for turn, told in zip(trajectory.turns, shell.turns, strict=True):
+        if told.prompt_ids is not None:
+            told.prompt_ids = turn.prompt_ids
+        told.token_ids = turn.completion.token_ids
+        told.logprobs = json_numbers(turn.completion.logprobs)
+        told.observation_ids = turn.observation_ids
+    turns = [msgspec.structs.asdict(told) for told in shell.turns]
+    return with_loss_mask(msgspec.structs.asdict(shell) | {"turns": turns})
 
 
 def with_loss_mask(record: dict[str, Any]) -> dict[str, Any]:
@@ -135,26 +184,26 @@ def with_loss_mask(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"loss_mask": [_joined(mask[:-1]) for mask in masks]}
 
 
-def encode_shell(trajectory: Trajectory, *, step: int, split: Split) -> dict[str, Any]:
-    """The object of a line without tokens: what does not grow with their number.
+def encode_shell(trajectory: Trajectory, *, step: int, split: Split) -> Shell:
+    """What does not grow with the number of tokens.
 
     ``prompt_ids`` of a turn is None where it continues the one before, else empty.
     """
     task, reward = trajectory.task, trajectory.reward
     previous = [None, *trajectory.turns]
-    return {
-        "format": FORMAT,
-        "step": step,
-        "split": split,
-        "id": trajectory.id,
-        "group_id": trajectory.group_id,
-        "index": trajectory.index,
-        "outcome": trajectory.outcome.value,
-        "error": trajectory.error,
-        "seconds": json_number(trajectory.seconds),
-        "state": trajectory.state,
-        "opening": trajectory.opening,
-        "task": {
+    return Shell(
+        format=FORMAT,
+        step=step,
+        split=split,
+        id=trajectory.id,
+        group_id=trajectory.group_id,
+        index=trajectory.index,
+        outcome=trajectory.outcome,
+        error=trajectory.error,
+        seconds=json_number(trajectory.seconds),
+        state=trajectory.state,
+        opening=trajectory.opening,
+        task={
             "id": task.id,
             "prompt": task.prompt,
             "answer": task.answer,
@@ -163,12 +212,12 @@ def encode_shell(trajectory: Trajectory, *, step: int, split: Split) -> dict[str
             "tools": task.tools,
             "env": task.env,
         },
-        "reward": None if reward is None else _encode_reward(reward),
-        "turns": [
+        reward=None if reward is None else _encode_reward(reward),
+        turns=[
             _encode_turn(turn, before)
             for turn, before in zip(trajectory.turns, previous, strict=False)
         ],
-    }
+    )
 
 
 def decode_trajectory(record: Mapping[str, Any]) -> Trajectory:
@@ -195,8 +244,8 @@ def decode_trajectory(record: Mapping[str, Any]) -> Trajectory:
 def _encode_reward(reward: Reward) -> dict[str, Any]:
     return {
         "value": reward.value,
-        "parts": dict(reward.parts),
-        "per_turn": None if reward.per_turn is None else list(reward.per_turn),
+        "parts": reward.parts,
+        "per_turn": reward.per_turn,
     }
 
 
@@ -211,37 +260,28 @@ def _decode_reward(record: Mapping[str, Any] | None) -> Reward | None:
     )
 
 
-def _encode_turn(turn: Turn, before: Turn | None) -> dict[str, Any]:
+def _encode_turn(turn: Turn, before: Turn | None) -> TurnShell:
     completion = turn.completion
     continues = before is not None and turn.prompt_ids == before.next_prompt_ids
-    return {
-        "prompt_ids": None if continues else (),
-        "token_ids": (),
-        "logprobs": None,
-        "counted": completion.counted,
-        "finish": completion.finish.value,
-        "stop": completion.stop,
-        "versions": completion.versions,
-        "text": turn.text,
-        "observation_ids": (),
-        "observation_text": turn.observation_text,
-        "tool_calls": [
+    return TurnShell(
+        prompt_ids=None if continues else (),
+        token_ids=(),
+        logprobs=None,
+        counted=completion.counted,
+        finish=completion.finish,
+        stop=completion.stop,
+        versions=completion.versions,
+        text=turn.text,
+        observation_ids=(),
+        observation_text=turn.observation_text,
+        tool_calls=[
             {"success": call.success, "seconds": json_number(call.seconds)}
             for call in turn.tool_calls
         ],
-        "generate_seconds": json_number(turn.generate_seconds),
-        "tool_seconds": json_number(turn.tool_seconds),
-        "reward": turn.reward,
-    }
-
-
-def _encode_tokens(turn: Turn, *, continues: bool) -> dict[str, Any]:
-    return {
-        "prompt_ids": None if continues else turn.prompt_ids,
-        "token_ids": turn.completion.token_ids,
-        "logprobs": json_numbers(turn.completion.logprobs),
-        "observation_ids": turn.observation_ids,
-    }
+        generate_seconds=json_number(turn.generate_seconds),
+        tool_seconds=json_number(turn.tool_seconds),
+        reward=turn.reward,
+    )
 
 
 def json_numbers(values: Sequence[float] | None) -> Sequence[float | str] | None:

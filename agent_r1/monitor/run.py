@@ -44,7 +44,7 @@ from agent_r1.monitor.store import TrajectoryFile, open_tokens, open_trajectorie
 from agent_r1.types import Trajectory
 
 if TYPE_CHECKING:
-    from agent_r1.monitor.tokens import TokenFile, TokenRecord
+    from agent_r1.monitor.tokens import TokenFile, TokenRecords
 
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
@@ -173,10 +173,10 @@ class RunFolder:
         if trajectories:
             self._display.sample(trajectories[-1])
 
-    def store_tokens(self, records: Sequence[TokenRecord], *, step: int) -> None:
+    def store_tokens(self, records: TokenRecords, *, step: int) -> None:
         """Record what the update of a step saw of every token, if the run keeps that."""
-        if self._tokens is not None and records:
-            self._append(self._tokens, [(step, record) for record in records])
+        if self._tokens is not None and records.ids:
+            self._append(self._tokens, [(step, records)])
 
     def store_validation(self, trajectories: Sequence[Trajectory], *, step: int) -> None:
         """Record validation trajectories, and show the loggers the first few."""

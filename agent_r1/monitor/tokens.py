@@ -14,9 +14,9 @@ have a number for each token that the model wrote, turn after turn, in half prec
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from agent_r1.errors import DataError
-from agent_r1.monitor.arrows import BATCH_ROWS, BatchFile, Message, list_array, messages
+from agent_r1.monitor.arrows import BatchFile, Message, full_batches, messages
 
 TOKENS_FILE = "tokens.arrows"
 _NUMBERS = pa.list_(pa.float16())
@@ -39,13 +39,19 @@ SCHEMA = pa.schema(
     ],
     metadata={"agent_r1.format": "1"},
 )
+_ARRAYS = ("advantages", "differences", "entropies")
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """One trajectory; each array has a number for every token that the model wrote."""
+class TokenRecords:
+    """Trajectories of one update, one after the other.
 
-    id: str
+    ``counts`` says how many tokens the model wrote in each, and the arrays ``[sum(counts)]``
+    have a number for every one of them.
+    """
+
+    ids: Sequence[str]
+    counts: Sequence[int]
     advantages: np.ndarray[Any, Any]
     differences: np.ndarray[Any, Any]
     entropies: np.ndarray[Any, Any]
@@ -57,18 +63,21 @@ class TokenFile(BatchFile):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / TOKENS_FILE, SCHEMA)
 
-    def append(self, records: Sequence[tuple[int, TokenRecord]]) -> None:
-        """Write the records of one step: all of them, or none and ``OSError``."""
-        starts = range(0, len(records), BATCH_ROWS)
-        self.write(_batch(records[at : at + BATCH_ROWS]) for at in starts)
+    def append(self, updates: Sequence[tuple[int, TokenRecords]]) -> None:
+        """Write the records of some steps: all of them, or none and ``OSError``."""
+        self.write(batch for step, records in updates for batch in _batches(step, records))
 
 
-def _batch(rows: Sequence[tuple[int, TokenRecord]]) -> pa.RecordBatch:
-    columns: dict[str, list[Any]] = {"step": [step for step, _ in rows]}
-    for field in fields(TokenRecord):
-        columns[field.name] = [getattr(record, field.name) for _, record in rows]
-    arrays = [list_array(columns[field.name], field.type) for field in SCHEMA]
-    return pa.record_batch(arrays, schema=SCHEMA)
+def _batches(step: int, records: TokenRecords) -> Iterator[pa.RecordBatch]:
+    ends = pa.array(np.cumsum([0, *records.counts]), pa.int32())
+    with np.errstate(over="ignore"):
+        flat = [getattr(records, name).astype(np.float16) for name in _ARRAYS]
+    arrays = [pa.ListArray.from_arrays(ends, pa.array(numbers)) for numbers in flat]
+    steps = pa.repeat(pa.scalar(step, pa.int32()), len(records.ids))
+    columns = [steps, pa.array(records.ids, pa.string()), *arrays]
+    whole = pa.record_batch(columns, schema=SCHEMA)
+    for rows in full_batches(records.counts):
+        yield whole.slice(rows.start, len(rows))
 
 
 class TokenFinder:
@@ -111,5 +120,4 @@ class TokenFinder:
 
 
 def _arrays(batch: pa.RecordBatch, row: int) -> dict[str, np.ndarray[Any, Any]]:
-    names = [field.name for field in SCHEMA if field.type == _NUMBERS]
-    return {name: batch[name][row].values.to_numpy(False) for name in names}
+    return {name: batch[name][row].values.to_numpy(False) for name in _ARRAYS}

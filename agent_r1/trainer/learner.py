@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from agent_r1.config.task import DistillationConfig
 from agent_r1.data.batch import Batch
-from agent_r1.monitor.tokens import TokenRecord
+from agent_r1.monitor.tokens import TokenRecords
 from agent_r1.trainer.clock import Clock
 from agent_r1.trainer.credit import CreditAssigner
 from agent_r1.trainer.policy_worker import PolicyWorker
@@ -21,7 +21,7 @@ class Learned:
     """What an update tells: the step's metrics, and what it saw of every token."""
 
     metrics: dict[str, float]
-    tokens: Sequence[TokenRecord]
+    tokens: TokenRecords
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Learner:
         """Improve version ``step``; in the first ``critic_warmup`` steps the critic only."""
         worker, credit = self.worker, self.credit
         batch = Batch.from_trajectories(trajectories, self.pad_id)
-        recomputed = ref = values = told = view = None
+        recomputed = ref = values = told = view = seen = None
         if self.teacher is not None:
             with clock("teacher"):
                 if self.distillation.as_advantage:
@@ -74,7 +74,6 @@ class Learner:
         if values is not None and worth.returns is not None:
             with clock("update_critic"):
                 metrics |= worker.update_critic(worth.batch, worth.returns, values.tokens)
-        seen = None
         if step >= self.critic_warmup:
             with clock("update_actor"):
                 metrics |= worker.update_policy(

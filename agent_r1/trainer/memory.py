@@ -367,7 +367,7 @@ def _update_parts(
     whole = net.trained == net.parameters
     largest = net.embedding * (4 + element) if whole and not critic else 0
     sums = 4 * net.trained
-    if spread:
+    if spread and not spread.sums_whole:
         sums = 0 if spread.offload else sums // spread.shards
     return (
         *_gathered(net, spread, element),

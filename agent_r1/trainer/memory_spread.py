@@ -32,6 +32,8 @@ class Spread:
     """Shards, moments and gradients are in host memory."""
     keeps: bool
     """Every layer stays gathered from the first forward pass of an optimizer step to its end."""
+    sums_whole: bool
+    """Gradients of all weights are summed on every process until the end of the step."""
 
 
 def processes_of(config: Config) -> Processes:
@@ -51,5 +53,6 @@ def spread_of(many: Processes, fsdp: FsdpConfig, offload: bool, device: str) -> 
         shards=many.total if fsdp.fsdp_size < 1 else fsdp.fsdp_size,
         local=1 if device == "cpu" else many.local,
         offload=offload or fsdp.param_offload or fsdp.optimizer_offload,
-        keeps=not fsdp.reshard_after_forward,
+        keeps=not fsdp.reshards(device),
+        sums_whole=not fsdp.syncs_every_pass(device),
     )

@@ -8,11 +8,11 @@ logs, and whether everyone's numbers are finite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agent_r1.data.batch import Batch
 
@@ -33,6 +33,9 @@ class Peers(Protocol):
     def cut(self, batch: Batch, max_tokens: int) -> Sequence[Tensor]:
         """Rows of this rank's micro-batches; as many on every rank, some may have no row."""
 
+    def passes(self, module: nn.Module, batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+        """The same for one gradient of ``module``, which is complete after the last of them."""
+
     def add(self, tensor: Tensor) -> Tensor:
         """The sum of every rank's ``tensor``."""
 
@@ -52,6 +55,10 @@ class Alone:
     def cut(self, batch: Batch, max_tokens: int) -> Sequence[Tensor]:
         """All rows, within the budget."""
         return batch.micro_batches(max_tokens)
+
+    def passes(self, module: nn.Module, batch: Batch, max_tokens: int) -> Iterator[Tensor]:
+        """The same."""
+        return iter(self.cut(batch, max_tokens))
 
     def add(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""

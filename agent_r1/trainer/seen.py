@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from agent_r1.data.batch import Batch
-from agent_r1.monitor.tokens import TokenRecord
+from agent_r1.monitor.tokens import TokenRecords
 from agent_r1.trainer.credit import Credit
 from agent_r1.trainer.peers import Peers
 from agent_r1.types import Trajectory
@@ -68,8 +67,8 @@ def token_records(
     worth: Credit,
     trainer: Tensor | None,
     seen: Seen | None,
-) -> list[TokenRecord]:
-    """One record a trajectory of the batch that was laid out from ``trajectories``.
+) -> TokenRecords:
+    """Those of the batch that was laid out from ``trajectories``.
 
     ``trainer`` ``[B, T]``: its log-probabilities before the update, where they were computed
     for the credit.
@@ -87,16 +86,9 @@ def token_records(
         "differences": batch.behavior_logprobs.cpu() - logprobs,
         "entropies": entropies,
     }
-    wrote = batch.loss_mask.cpu().numpy()
-    numbers = {name: tensor.numpy() for name, tensor in wide.items()}
-    records, row = [], 0
-    for trajectory in trajectories:
-        rows = range(row, row + sum(1 for _ in trajectory.samples()))
-        row = rows.stop
-        columns = {
-            name: np.concatenate([array[r][wrote[r]] for r in rows] or [np.zeros(0)])
-            for name, array in numbers.items()
-        }
-        if len(columns["advantages"]) == sum(turn.completion.length for turn in trajectory.turns):
-            records.append(TokenRecord(trajectory.id, **columns))
-    return records
+    wrote = batch.loss_mask.cpu()
+    return TokenRecords(
+        ids=[trajectory.id for trajectory in trajectories],
+        counts=[sum(len(t.completion.token_ids) for t in one.turns) for one in trajectories],
+        **{name: tensor[wrote].numpy() for name, tensor in wide.items()},
+    )

@@ -224,14 +224,15 @@ class LocalWorker:
 
     def _policy_step(self, minibatch: Minibatch, totals: PolicyTotals, seen: Seen) -> StepResult:
         observations: list[Callable[[], None]] = []
-        for rows in self._peers.cut(minibatch.batch, self._config.ppo_max_token_len_per_gpu):
-            with self._actor.autocast():
+        actor, budget = self._actor, self._config.ppo_max_token_len_per_gpu
+        for rows in self._peers.passes(actor.module, minibatch.batch, budget):
+            with actor.autocast():
                 loss, observe = self._policy_objective(minibatch.select(rows), totals, seen)
-            self._actor.backward(loss)
+            actor.backward(loss)
             observations.append(observe)
         for observe in observations:  # numbers for the logs wait for the GPU, which then has work
             observe()
-        return self._actor.step()
+        return actor.step()
 
     def _policy_objective(
         self, part: Minibatch, totals: PolicyTotals, seen: Seen
@@ -298,7 +299,7 @@ class LocalWorker:
     ) -> StepResult:
         config = self._critic_config
         budget = config.ppo_max_token_len_per_gpu or self._config.ppo_max_token_len_per_gpu
-        for rows in self._peers.cut(minibatch.batch, budget):
+        for rows in self._peers.passes(critic.module, minibatch.batch, budget):
             part = minibatch.select(rows)
             with critic.autocast():
                 values = _values(critic.module, part.batch).tokens

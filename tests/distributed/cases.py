@@ -48,6 +48,7 @@ class Case:
     checkpointing: bool = False
     offload: bool = False
     reshard: bool = True
+    sync: bool = True
     seed: int = 0
 
 
@@ -117,6 +118,7 @@ def of_ranks(case, ranks):
                 ranks.mesh(case.fsdp_size),
                 offload=case.offload,
                 reshard_after_forward=case.reshard,
+                reduce_every_pass=case.sync,
             )
     own = RankWorker(policy, actor, reference=reference, critic=critic, ranks=ranks, **settings)
     return own, None if shell is None else ShardedWorker(own, shell, None, TIMEOUT_S)

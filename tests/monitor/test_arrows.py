@@ -106,9 +106,9 @@ def test_rewinding_drops_later_steps_only(tmp_path):
 def test_batches_are_bounded_so_that_one_trajectory_is_read_quickly(tmp_path):
     path = tmp_path / ARROWS_FILE
     long = make_trajectory(["x" * 100_000])
-    write(path, [Stored(numbered(i), 1, "train") for i in range(100)])
+    write(path, [Stored(numbered(i), 1, "train") for i in range(300)])
     write(path, [Stored(long, 1, "train")] * 5)
-    assert [len(m.read("step")) for m in messages(path)] == [64, 36, 2, 2, 1]
+    assert [len(m.read("step")) for m in messages(path)] == [256, 44, 2, 2, 1]
 
 
 def test_a_file_of_another_kind_is_not_written_to(tmp_path):

@@ -76,7 +76,8 @@ def main(settings):
             "checkpointing", False
         ),
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": ROWS * LENGTH // world,
-        "actor_rollout_ref.actor.fsdp_config.reshard_after_forward": settings.get("reshard", True),
+        "actor_rollout_ref.actor.fsdp_config.reshard_after_forward": settings.get("reshard"),
+        "actor_rollout_ref.actor.fsdp_config.gradient_sync": settings.get("sync"),
         "actor_rollout_ref.rollout.max_num_seqs": 1,
         "data.max_prompt_length": 8,
         "data.max_response_length": 8,
@@ -97,7 +98,13 @@ def main(settings):
             worker = LocalWorker(policy, config.actor_rollout_ref.actor)
         else:
             ranks = stack.enter_context(joined("cpu", 60.0))
-            shard_model(policy, ranks.mesh(), reshard_after_forward=settings["reshard"])
+            fsdp = config.actor_rollout_ref.actor.fsdp_config
+            shard_model(
+                policy,
+                ranks.mesh(),
+                reshard_after_forward=fsdp.reshards("cpu"),
+                reduce_every_pass=fsdp.syncs_every_pass("cpu"),
+            )
             worker = RankWorker(policy, config.actor_rollout_ref.actor, ranks=ranks)
             # Nothing samples here.
             planned -= next(p for p in plan.resident if p.name.startswith("the engine")).device

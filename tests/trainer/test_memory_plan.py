@@ -141,6 +141,9 @@ def test_eight_processes_share_weights_states_and_gradients(qwen):
     assert part(found, "gathered weights").device == 2 * (2 * (n - table) // 36 + table)
     whole = plan(qwen, EIGHT, "actor_rollout_ref.actor.fsdp_config.reshard_after_forward=false")
     assert part(whole, "gathered weights").device == 2 * n
+    assert part(whole, "gradients").device == 4 * n // 8
+    once = plan(qwen, EIGHT, "actor_rollout_ref.actor.fsdp_config.gradient_sync=step")
+    assert part(once, "gradients").device == 4 * n
     assert "first of 8 processes" in found.table()
 
 
@@ -226,9 +229,10 @@ def places(ranks):
         {"lora_rank": 8},
         {"lora_rank": 8, "checkpointing": True},
         {"dtype": "bfloat16"},
-        {"ranks": 2, "reshard": True},
-        {"ranks": 2, "reshard": False},
-        {"ranks": 2, "reshard": True, "lora_rank": 8},
+        {"ranks": 2, "reshard": True, "sync": "micro_batch"},
+        {"ranks": 2, "reshard": False, "sync": "micro_batch"},
+        {"ranks": 2},
+        {"ranks": 2, "reshard": True, "sync": "micro_batch", "lora_rank": 8},
     ],
     ids=str,
 )

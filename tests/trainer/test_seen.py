@@ -77,18 +77,21 @@ def test_records_have_a_number_for_each_token_that_the_model_wrote():
     worth = credit(replace(batch, loss_mask=trained), advantages)
     trainer = batch.behavior_logprobs - 0.25
     records = token_records(told, batch, worth, trainer, None)
-    assert [r.id for r in records] == [t.id for t in told]
-    row = 0
-    for record, trajectory in zip(records, told, strict=True):
+    assert list(records.ids) == [t.id for t in told]
+    row = start = 0
+    for count, trajectory in zip(records.counts, told, strict=True):
         rows = range(row, row + len(list(trajectory.samples())))
         row = rows.stop
         wanted = torch.cat([advantages[r][batch.loss_mask[r]] for r in rows]).numpy()
         if 0 in rows:
             wanted[: int(batch.loss_mask[0].sum())] = np.nan
-        assert np.array_equal(record.advantages, wanted, equal_nan=True)
-        assert np.allclose(record.differences, 0.25, atol=1e-6)
-        assert np.isnan(record.entropies).all()
-        assert len(wanted) == sum(turn.completion.length for turn in trajectory.turns)
+        assert count == len(wanted)
+        mine = records.advantages[start : start + count]
+        assert np.array_equal(mine, wanted, equal_nan=True)
+        start += count
+    assert start == len(records.advantages)
+    assert np.allclose(records.differences, 0.25, atol=1e-6)
+    assert np.isnan(records.entropies).all()
 
 
 def test_a_trajectory_without_turns_has_no_numbers():
@@ -97,7 +100,7 @@ def test_a_trajectory_without_turns_has_no_numbers():
     empty = replace(told[0], turns=(), group_id="empty")
     worth = credit(batch, advantages_of(batch))
     records = token_records([empty, *told], batch, worth, None, None)
-    assert len(records[0].advantages) == 0 and records[1].id == told[0].id
+    assert records.counts[0] == 0 and records.ids[1] == told[0].id
 
 
 def test_what_was_not_trained_on_was_not_seen():
@@ -107,7 +110,5 @@ def test_what_was_not_trained_on_was_not_seen():
     seen = Seen.nothing(batch)
     seen.know(batch.behavior_logprobs)
     records = token_records(told, batch, credit(replace(batch, loss_mask=trained)), None, seen)
-    for row, record in enumerate(records):
-        left_out = ~trained[row][batch.loss_mask[row]].numpy()
-        assert np.array_equal(np.isnan(record.differences), left_out)
-        assert np.isnan(record.entropies).all()
+    assert np.array_equal(np.isnan(records.differences), ~trained[batch.loss_mask].numpy())
+    assert np.isnan(records.entropies).all()

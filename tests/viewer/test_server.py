@@ -20,7 +20,7 @@ from agent_r1.data.traces import trace_from_row
 from agent_r1.errors import ConfigError, DataError
 from agent_r1.monitor import RunFolder, rollout_metrics
 from agent_r1.monitor.jsonl import JsonlFile
-from agent_r1.monitor.tokens import TokenRecord
+from agent_r1.monitor.tokens import TokenRecords
 from agent_r1.testing import byte_tokenizer, make_trajectory
 from agent_r1.types import Completion, Finish, Outcome, Reward, Task, Turn
 from agent_r1.viewer.api import Api
@@ -257,8 +257,9 @@ def test_a_trajectory_comes_with_tokens_and_siblings(tmp_path):
     with RunFolder(folder, Config(), token_file=True) as out:
         out.store([whole, made("odd", 1, 0.0)], step=4)
         nothing = np.array([np.nan] * 3)
-        worth = TokenRecord(whole.id, np.array([1.5, np.nan, -1.5]), nothing, np.array([0.5, 1, 2]))
-        out.store_tokens([worth], step=4)
+        worth = np.array([1.5, np.nan, -1.5])
+        seen = TokenRecords([whole.id], [3], worth, nothing, np.array([0.5, 1, 2]))
+        out.store_tokens(seen, step=4)
     tokenizer.save_pretrained(tmp_path / "model")
     with client(folder, tokenizer=tmp_path / "model") as web:
         web.get("/?token=secret")
@@ -293,7 +294,7 @@ def test_tokens_of_a_later_turn_are_those_of_that_turn(tmp_path):
     with RunFolder(tmp_path / "run", Config(), token_file=True) as out:
         out.store([base], step=1)
         worth = np.arange(sum(turn.completion.length for turn in base.turns), dtype=float)
-        out.store_tokens([TokenRecord(base.id, worth, worth, worth)], step=1)
+        out.store_tokens(TokenRecords([base.id], [len(worth)], worth, worth, worth), step=1)
     byte_tokenizer().save_pretrained(tmp_path / "model")
     with client(tmp_path / "run", tokenizer=tmp_path / "model") as web:
         web.get("/?token=secret")

@@ -35,7 +35,7 @@ from agent_r1.monitor.index.text import SCHEMA, TextIndex
 from agent_r1.monitor.index.words import search_words
 
 INDEX_FILE = "index.sqlite"
-VERSION = 2
+VERSION = 3
 NAMED = ("split", "outcome", "environment", "source")
 BLOCK = 4096
 """Rows below which the last block is written anew with what comes next."""
