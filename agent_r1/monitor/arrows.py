@@ -259,11 +259,11 @@ def _batch(rows: Sequence[Stored]) -> pa.RecordBatch:
     columns: dict[str, Any] = tokens.columns() | {
         "step": [shell.step for shell in shells],
         "split": [shell.split for shell in shells],
-        "id": [_unicode(shell.id) for shell in shells],
-        "group_id": [_unicode(shell.group_id) for shell in shells],
+        "id": [readable(shell.id) for shell in shells],
+        "group_id": [readable(shell.group_id) for shell in shells],
         "index": [shell.index for shell in shells],
-        "task_id": [_unicode(shell.task["id"]) for shell in shells],
-        "data_source": [_unicode(shell.task["data_source"]) for shell in shells],
+        "task_id": [readable(shell.task["id"]) for shell in shells],
+        "data_source": [readable(shell.task["data_source"]) for shell in shells],
         "outcome": [shell.outcome for shell in shells],
         "reward": [None if shell.reward is None else shell.reward["value"] for shell in shells],
     }
@@ -333,11 +333,12 @@ class _Tokens:
                     found.logprobs = json_numbers(self._logprobs[start:end])
                     narrow[start:end] = np.nan
         ids, scored, written = zip(*self._ends, strict=True)
-        mine = np.tile(np.array([0, 1, 0], np.int8), len(self._pieces) // 3)
+        pieces = np.array(self._pieces, np.intp)
+        mine = np.tile(np.array([0, 1, 0], np.int8), len(pieces) // 3)
         runs = np.array(self._versions, np.int32).reshape(-1, 2)
         return {
             "ids": _lists(ids, np.fromiter(self._ids, np.int32, len(self._ids))),
-            "mask": _lists(ids, np.repeat(mine, self._pieces)),
+            "mask": _lists(ids, np.repeat(mine, pieces)),
             "logprobs": _lists(scored, narrow, self._unknown),
             "versions": _lists(written, np.repeat(runs[:, 0], runs[:, 1])),
         }
@@ -348,7 +349,7 @@ def _lists(ends: Sequence[int], flat: Any, missing: Sequence[bool] | None = None
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(flat), mask=mask)
 
 
-def _unicode(value: Any) -> Any:
+def readable(value: Any) -> Any:
     """Halves of surrogate pairs are question marks in the columns; ``record`` has them."""
     if not isinstance(value, str) or value.isascii():
         return value

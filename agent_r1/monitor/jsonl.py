@@ -52,7 +52,7 @@ class JsonlFile:
 def encode(record: Any) -> bytes:
     """One line of JSON, without the newline. Numpy values become plain ones."""
     try:
-        return msgspec.json.encode(record, enc_hook=_plain)
+        return _ENCODER.encode(record)
     except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold
         return json.dumps(msgspec.to_builtins(record, enc_hook=_plain)).encode()
 
@@ -137,3 +137,6 @@ def _plain(value: Any) -> Any:
         if callable(convert):
             return convert()
     return str(value)
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)

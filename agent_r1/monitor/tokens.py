@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from agent_r1.errors import DataError
-from agent_r1.monitor.arrows import BatchFile, Message, full_batches, messages
+from agent_r1.monitor.arrows import BatchFile, Message, full_batches, messages, readable
 
 TOKENS_FILE = "tokens.arrows"
 _NUMBERS = pa.list_(pa.float16())
@@ -74,7 +74,7 @@ def _batches(step: int, records: TokenRecords) -> Iterator[pa.RecordBatch]:
         flat = [getattr(records, name).astype(np.float16) for name in _ARRAYS]
     arrays = [pa.ListArray.from_arrays(ends, pa.array(numbers)) for numbers in flat]
     steps = pa.repeat(pa.scalar(step, pa.int32()), len(records.ids))
-    columns = [steps, pa.array(records.ids, pa.string()), *arrays]
+    columns = [steps, pa.array(map(readable, records.ids), pa.string()), *arrays]
     whole = pa.record_batch(columns, schema=SCHEMA)
     for rows in full_batches(records.counts):
         yield whole.slice(rows.start, len(rows))
@@ -107,8 +107,8 @@ class TokenFinder:
             if batch["step"][0].as_py() > last:
                 return None
             ids = batch["id"].to_pylist()
-            if trajectory in ids:
-                return _arrays(found[at].read(), ids.index(trajectory))
+            if (known := readable(trajectory)) in ids:
+                return _arrays(found[at].read(), ids.index(known))
         return None
 
     def _refreshed(self, anew: bool) -> Sequence[Message]:

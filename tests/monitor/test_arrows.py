@@ -22,7 +22,7 @@ from agent_r1.monitor.records import (
     trajectories_file,
 )
 from agent_r1.testing import make_trajectory
-from agent_r1.types import Completion, Finish
+from agent_r1.types import Completion, Finish, Outcome
 
 
 def write(path, rows):
@@ -61,6 +61,13 @@ def test_log_probabilities_are_never_rounded(tmp_path, logprobs):
     stored = with_logprobs(*logprobs)
     write(tmp_path / ARROWS_FILE, [Stored(stored, 1, "train"), Stored(numbered(1), 1, "train")])
     assert list(load_trajectories(tmp_path)) == [stored, numbered(1)]
+
+
+def test_trajectories_without_a_turn_are_stored(tmp_path):
+    """An engine that fails at once leaves only such ones."""
+    empty = dataclasses.replace(numbered(0), turns=(), outcome=Outcome.ENGINE_ERROR, reward=None)
+    write(tmp_path / ARROWS_FILE, [Stored(empty, 1, "train")] * 2)
+    assert list(load_trajectories(tmp_path)) == [empty, empty]
 
 
 def test_other_programs_read_the_columns(tmp_path):

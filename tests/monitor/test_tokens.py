@@ -31,6 +31,13 @@ def test_a_row_is_found_by_its_id_and_the_steps_it_may_be_of(tmp_path):
     assert TokenFinder(tmp_path / "nowhere").find("t2-340", 2, 2) is None
 
 
+def test_an_id_that_is_no_text_is_found(tmp_path):
+    file = TokenFile(tmp_path)
+    file.append([(1, records(**{"half of a pair \ud800": [1.0]}))])
+    file.close()
+    assert TokenFinder(tmp_path).find("half of a pair \ud800", 1, 1)["advantages"] == [1.0]
+
+
 def test_a_finder_follows_a_file_that_grows_and_is_cut_back(tmp_path):
     file, finder = TokenFile(tmp_path), TokenFinder(tmp_path)
     file.append([(1, records(a=[1.0]))])
