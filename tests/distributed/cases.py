@@ -137,12 +137,15 @@ def together(ranks, case, lead, *arguments):
 
 
 def learner(case, worker):
-    credit = CreditAssigner(AlgorithmConfig(**{"adv_estimator": "grpo", **case.algorithm}))
-    teacher = LocalTeacher(network(case, 3), temperature=1.0, max_tokens=100)
+    settings = DistillationConfig(teacher="a folder", **case.distillation)
     asked = case.algorithm.get("adv_estimator") == "opd" or case.distillation
+    algorithm = {"adv_estimator": "grpo", **case.algorithm}
+    if asked:
+        algorithm["distillation"] = settings
+    credit = CreditAssigner(AlgorithmConfig(**algorithm))
+    teacher = LocalTeacher(network(case, 3), temperature=1.0, max_tokens=100)
     told = teacher if asked else None
     use_kl_loss = case.actor.get("use_kl_loss", False)
-    settings = DistillationConfig(teacher="a folder", **case.distillation)
     return Learner(worker, credit, 0, use_kl_loss, 0, told, settings)
 
 
