@@ -88,6 +88,7 @@ def test_the_end_of_the_driver_leaves_no_process_on_any_node(start, two_nodes, h
     assert sorted(ranks.values()) == [0, 1]
     if how == "driver killed":
         process.kill()
+        process.communicate(timeout=120)
     else:
         os.killpg(process.pid, signal.SIGINT)  # what a terminal does
         said, _ = process.communicate(timeout=120)
