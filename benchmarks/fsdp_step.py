@@ -10,7 +10,7 @@ told with the figures. That all did the same work is checked by the gradient's n
 
     local  a LocalWorker, without a process group
     one    a RankWorker alone: FSDP2's hooks, shards and collectives without anyone to talk to
-    two    two of them over gloo on the loopback interface, as configured by default on processors:
+    two    two of them over gloo on the loopback interface, as configured by default on CPUs:
            weights are gathered and gradients exchanged once an optimizer step
     often  the same as by default on GPUs (``reshard_after_forward=true``, ``gradient_sync=
            micro_batch``): gathered twice and exchanged once a micro-batch, at less memory
@@ -227,7 +227,7 @@ def main() -> None:
         )
     print(f"overhead of the sharded path {found['overhead']:+.1%}")
     print(f"the same in CPU seconds {found['cpu_overhead']:+.1%}")
-    for name, key in (("as on processors", ""), ("as on GPUs", "_often")):
+    for name, key in (("as on CPUs", ""), ("as on GPUs", "_often")):
         seconds, cpu = found[f"speed_up{key}"], found[f"cpu_speed_up{key}"]
         print(f"two ranks, {name}, against one {seconds:.2f}x, in CPU seconds {cpu:.2f}x")
         if PEER in found:

@@ -86,11 +86,11 @@ class FsdpConfig(Section):
     reshard_after_forward: bool | None = None
     """Give a layer up after its forward pass and gather it once more for its backward pass, in
     every micro-batch. false gathers each layer once an optimizer step and keeps all of the
-    weights on every GPU during an update. null: true on GPUs, false on processors."""
+    weights on every GPU during an update. null: true on GPUs, false on CPUs."""
     gradient_sync: Literal["micro_batch", "step"] | None = None
     """When gradients are added up over the processes. ``step``: once an optimizer step, until
     which each process keeps its own for all of the weights, in float32. null: every micro-batch
-    on GPUs, once a step on processors."""
+    on GPUs, once a step on CPUs."""
     fsdp_size: Annotated[int, Field(ge=-1)] = -1
     """Processes that share the shards of one copy, neighbours in rank; their number divides that
     of all processes. -1: all of them. The GPUs of a machine, to gather within machines only."""
